@@ -1,0 +1,318 @@
+"""The bundle: a folder that holds everything needed to classify, and proof that it is intact.
+
+The format is specified in `vlp_deploy/README.md`. D joint width, K classes, S image size.
+"""
+
+import hashlib
+import io
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, Literal
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError
+from safetensors.numpy import load as from_safetensors
+from safetensors.numpy import save as to_safetensors
+
+from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout
+from vlp_deploy.errors import BundleError, IntegrityError
+from vlp_deploy.files import sha256_of, staged_folder
+
+SCHEMA_VERSION = 1
+MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
+PROMPTS, CLASSES, GOLDEN, VOCABULARY = (
+    "prompts.safetensors",
+    "classes.safetensors",
+    "golden.npz",
+    "bpe_simple_vocab_16e6.txt.gz",
+)
+
+Floats = NDArray[np.float32]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
+
+
+class GraphInfo(Record):
+    """One ONNX file: what it costs is counted from the graph at export, per image or per text row."""
+
+    file: str
+    opset: int
+    nodes: int
+    flops: int  # 2 x multiply-accumulates, batch 1; text: one row of `context_length` tokens
+
+
+class ParityRow(Record):
+    """How far one engine's answer is from the un-folded model's, on the reference images."""
+
+    engine: str
+    precision: Precision
+    batch: int
+    max_logit_difference: float
+    min_cosine: float
+    top1_agreement: float  # over images whose reference margin exceeds twice the tolerance
+    tolerance: float
+
+
+class NewClasses(Record):
+    """Whether classes nobody trained on can be given at run time, and the reason if not."""
+
+    allowed: bool = True
+    reason: str = ""
+
+
+class Manifest(Record):
+    """What a bundle says about itself."""
+
+    schema_version: int = SCHEMA_VERSION
+    method: str
+    backbone: Backbone
+    preprocessing: Preprocessing
+    engine: str
+    precision: Precision
+    graphs: dict[str, GraphInfo]  # role -> file: image, text
+    classes: tuple[str, ...]
+    base_classes: tuple[str, ...] = ()
+    templates: tuple[str, ...]
+    text_layout: TextLayout
+    logit_scale: float
+    host_head: bool = True
+    new_classes: NewClasses
+    temperature: float = 1.0
+    reject_threshold: float | None = None
+    tools: dict[str, str]
+    parity: tuple[ParityRow, ...]
+    history: tuple[dict[str, Any], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassBank:
+    """The baked classifier: `logits = embedding · matrix + bias`."""
+
+    embeddings: Floats  # (K, D), L2-normalised
+    matrix: Floats  # (D, K), logit scale included
+    bias: Floats  # (K,)
+
+    @classmethod
+    def from_embeddings(cls, embeddings: Floats, *, logit_scale: float) -> "ClassBank":
+        """R5: `W = s · n(t)ᵀ`, no bias. `embeddings` (K, D) are L2-normalised."""
+        matrix = np.ascontiguousarray((logit_scale * embeddings).T, dtype=np.float32)
+        return cls(embeddings=embeddings, matrix=matrix, bias=np.zeros(len(embeddings), np.float32))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Golden:
+    """Inputs with the answers this bundle must give, to prove an engine right before it serves."""
+
+    pixels: NDArray[np.uint8]  # (8, 3, S, S)
+    embeddings: Floats  # (8, D)
+    logits: Floats  # (8, K), before temperature
+
+
+@dataclass(frozen=True, kw_only=True)
+class BundleContents:
+    """A whole bundle in memory, as the exporter makes it."""
+
+    manifest: Manifest
+    graphs: Mapping[str, bytes]  # file name -> ONNX
+    prompts: Mapping[str, Floats]  # text.prompts (J, m, d_t) and per-method tensors
+    bank: ClassBank
+    golden: Golden
+    vocabulary: bytes
+
+
+class Bundle:
+    """A bundle on disk. Every file is hashed against SHA256SUMS when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        """Open the folder and read its manifest. Raises BundleError or IntegrityError."""
+        self.path = path
+        if not path.is_dir():
+            raise BundleError(
+                f"no bundle at {path}: expected a folder made by `vlp export`"
+                + (", got a file" if path.exists() else "")
+            )
+        self._checksums = _read_checksums(path / CHECKSUMS)
+        self.manifest = _decode_manifest(self.read(MANIFEST), path)
+
+    def read(self, name: str) -> bytes:
+        """The bytes of one file, refused unless they are the exported ones."""
+        content = self._existing(name).read_bytes()
+        self._compare(name, hashlib.sha256(content).hexdigest())
+        return content
+
+    def graph_path(self, role: str) -> Path:
+        """Path of a graph whose bytes have just been hashed; `role` is a key of `manifest.graphs`."""
+        if role not in self.manifest.graphs:
+            raise BundleError(
+                f"bundle {self.path} has no {role!r} graph; it has {', '.join(self.manifest.graphs)}"
+            )
+        name = self.manifest.graphs[role].file
+        path = self._existing(name)
+        self._compare(name, sha256_of(path))
+        return path
+
+    def class_bank(self) -> ClassBank:
+        """The classifier baked at export."""
+        tensors = self._tensors(CLASSES)
+        try:
+            return ClassBank(
+                embeddings=tensors["class_embeddings"],
+                matrix=tensors["class_matrix"],
+                bias=tensors["class_bias"],
+            )
+        except KeyError as missing:
+            raise BundleError(f"{self.path / CLASSES} has no tensor {missing}") from None
+
+    def prompts(self) -> dict[str, Floats]:
+        """Learned text prompts and whatever else the text graph needs to build new classes."""
+        return self._tensors(PROMPTS)
+
+    def golden(self) -> Golden:
+        """The inputs and answers for an engine's self-test."""
+        try:
+            with np.load(io.BytesIO(self.read(GOLDEN)), allow_pickle=False) as arrays:
+                return Golden(
+                    pixels=arrays["pixels"],
+                    embeddings=arrays["embeddings"],
+                    logits=arrays["logits"],
+                )
+        except (ValueError, KeyError) as error:
+            raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
+
+    def verify(self) -> Iterator[tuple[str, str | None]]:
+        """(file, complaint or None) for every file that is listed, and for every stray one."""
+        for name in self._checksums:
+            yield name, self._complaint(name)
+        listed = {*self._checksums, CHECKSUMS}
+        for path in sorted(self.path.rglob("*")):
+            name = path.relative_to(self.path).as_posix()
+            if not path.is_dir() and name not in listed:
+                yield name, "is not listed in SHA256SUMS: it was added after export"
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of SHA256SUMS: one name for the whole content."""
+        return sha256_of(self.path / CHECKSUMS)
+
+    def _complaint(self, name: str) -> str | None:
+        try:
+            self._compare(name, sha256_of(self._existing(name)))
+        except BundleError as error:
+            return str(error)
+        return None
+
+    def _tensors(self, name: str) -> dict[str, Floats]:
+        try:
+            return from_safetensors(self.read(name))
+        except SafetensorError as error:
+            raise BundleError(f"{self.path / name} cannot be read: {error}") from error
+
+    def _existing(self, name: str) -> Path:
+        _refuse_outside(name, self.path)
+        path = self.path / name
+        if path.is_symlink() or not path.is_file():
+            raise IntegrityError(
+                f"{path} is missing or not a plain file, but {CHECKSUMS} lists it. Copy the bundle again"
+            )
+        return path
+
+    def _compare(self, name: str, found: str) -> None:
+        expected = self._checksums.get(name)
+        if expected is None:
+            raise IntegrityError(f"{self.path / name} is not listed in {CHECKSUMS}: not exported")
+        if found != expected:
+            raise IntegrityError(
+                f"{self.path / name} has changed since export: SHA-256 is {found[:12]}…, expected "
+                f"{expected[:12]}…. Copy the bundle again, or export it again"
+            )
+
+
+def write_bundle(contents: BundleContents, target: Path, *, replace: bool) -> None:
+    """Write a bundle whole or not at all. Raises BundleError if `target` exists and not `replace`."""
+    files = bundle_files(contents)
+    with open_target(target, replace=replace) as staging:
+        for name, content in files.items():
+            (staging / name).write_bytes(content)
+
+
+@contextmanager
+def open_target(target: Path, *, replace: bool) -> Iterator[Path]:
+    """A staging folder for `target`; an existing target is an error that says what to do."""
+    try:
+        with staged_folder(target, replace=replace) as staging:
+            yield staging
+    except FileExistsError:
+        raise BundleError(
+            f"{target} exists already. Choose another --output, or pass --force to replace it"
+        ) from None
+
+
+def bundle_files(contents: BundleContents) -> dict[str, bytes]:
+    """File name → bytes of a complete bundle, SHA256SUMS last."""
+    bank, golden = contents.bank, contents.golden
+    archive = io.BytesIO()
+    np.savez(archive, pixels=golden.pixels, embeddings=golden.embeddings, logits=golden.logits)
+    files = {
+        MANIFEST: msgspec.json.format(msgspec.json.encode(contents.manifest), indent=2) + b"\n",
+        **contents.graphs,
+        PROMPTS: to_safetensors(dict(contents.prompts)),
+        CLASSES: to_safetensors(
+            {
+                "class_embeddings": bank.embeddings,
+                "class_matrix": bank.matrix,
+                "class_bias": bank.bias,
+            }
+        ),
+        GOLDEN: archive.getvalue(),
+        VOCABULARY: contents.vocabulary,
+    }
+    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return {**files, CHECKSUMS: format_checksums(sums)}
+
+
+def format_checksums(sums: Mapping[str, str]) -> bytes:
+    """The bytes of SHA256SUMS, as `sha256sum --check` reads them."""
+    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
+
+
+def _read_checksums(path: Path) -> dict[str, str]:
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        raise BundleError(f"{path.parent} is no bundle: it has no {CHECKSUMS}") from None
+    except UnicodeDecodeError:
+        raise IntegrityError(f"{path} is damaged: it is not text. Copy the bundle again") from None
+    sums = {}
+    for number, line in enumerate(lines, 1):
+        digest, separator, name = line.partition("  ")
+        if len(digest) != 64 or not separator or not name:
+            raise IntegrityError(f"{path} is damaged at line {number}: {line[:80]!r}")
+        _refuse_outside(name, path.parent)
+        sums[name] = digest
+    if MANIFEST not in sums:
+        raise IntegrityError(f"{path} is damaged: it does not list {MANIFEST}")
+    return sums
+
+
+def _refuse_outside(name: str, folder: Path) -> None:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+        raise IntegrityError(
+            f"bundle {folder} names a file outside itself: {name!r}. Do not use it"
+        )
+
+
+def _decode_manifest(content: bytes, path: Path) -> Manifest:
+    try:
+        found = msgspec.json.decode(content).get("schema_version")
+        if found != SCHEMA_VERSION:
+            raise BundleError(
+                f"bundle {path} has schema version {found!r}; this version reads {SCHEMA_VERSION}. "
+                "Use the vlp-deploy version that exported it, or export again"
+            )
+        return msgspec.json.decode(content, type=Manifest)
+    except (msgspec.DecodeError, AttributeError) as error:
+        raise BundleError(f"{path / MANIFEST} is not a manifest: {error}") from error

@@ -1,0 +1,69 @@
+"""Every error a user can cause, as one tree. The command line prints the message and exits with `exit_code`.
+
+VlpError
+├── DataError             a data set, a split file, a list of labels
+├── ClassListError        class names: a classes file, duplicates, classes the method cannot serve
+├── ImageError            one image that cannot be read
+├── ModelError            a backbone: its configuration or its weights
+├── CheckpointError       a prompt checkpoint or a training run
+├── BundleError           a deployed bundle
+│   └── IntegrityError    a bundle file whose bytes are not the ones that were exported
+├── EngineError           an inference engine
+├── ParityError           an export that does not compute what its checkpoint computed
+└── MissingExtraError     an optional dependency that is not installed (exit code 3)
+
+A message says what is wrong, what was found, what was expected and what to do next.
+"""
+
+
+class VlpError(Exception):
+    """Something the person at the keyboard can mend."""
+
+    exit_code = 1
+
+
+class DataError(VlpError):
+    """A data set that cannot be used as it is."""
+
+
+class ClassListError(VlpError):
+    """Class names that cannot be used as they are."""
+
+
+class ImageError(VlpError):
+    """One image that cannot be read; the message says why, without the path."""
+
+
+class ModelError(VlpError):
+    """A backbone whose configuration or weights do not fit."""
+
+
+class CheckpointError(VlpError):
+    """A prompt checkpoint or training run that cannot be read or used."""
+
+
+class BundleError(VlpError):
+    """A bundle that cannot be read, or a target that cannot be written."""
+
+
+class IntegrityError(BundleError):
+    """A bundle file that differs from the one that was exported."""
+
+
+class EngineError(VlpError):
+    """An engine that cannot load or run a bundle here."""
+
+
+class ParityError(VlpError):
+    """An export that does not reproduce its checkpoint within tolerance."""
+
+
+class MissingExtraError(VlpError):
+    """An optional dependency that is not installed."""
+
+    exit_code = 3
+
+    def __init__(self, what: str, *, needs: str, extra: str) -> None:
+        super().__init__(
+            f"{what} needs {needs}. Install it with: pip install 'vlp-deploy[{extra}]'"
+        )

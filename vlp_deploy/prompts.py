@@ -1,0 +1,106 @@
+"""From class names and a template to token rows with slots for learned prompts.
+
+N rows, L tokens (the longest row), m learned tokens. Trainer, exporter and runtime share this module, so
+that the tokens a prompt was trained with are the tokens it is served with.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.architecture import TextLayout
+from vlp_deploy.errors import ClassListError
+from vlp_deploy.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer
+
+PLAIN = TextLayout()
+PAD = 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextRows:
+    """Token rows as the text tower reads them, cut after the last end of text."""
+
+    ids: NDArray[np.int64]  # (N, L), padded with 0
+    eot: NDArray[np.int64]  # (N,), where the feature is read
+    slots: NDArray[np.int64]  # (N, L): -1 = the token itself, j >= 0 = learned prompt j
+
+
+def text_rows(
+    names: Sequence[str],
+    template: str,
+    tokenizer: Tokenizer,
+    *,
+    layout: TextLayout = PLAIN,
+    context_length: int = 77,
+) -> TextRows:
+    """One row for every name put in `template` (which holds `{}` once); underscores become blanks.
+
+    Raises ClassListError for a name that is empty or too long, or that cannot be cut out of its prompt.
+    """
+    rows = [_row(name.replace("_", " "), template, tokenizer, layout) for name in names]
+    longest = max(len(ids) for ids, _ in rows)
+    if longest > context_length:
+        worst = names[max(range(len(rows)), key=lambda i: len(rows[i][0]))]
+        raise ClassListError(
+            f"class name {worst!r} makes a prompt of {longest} tokens; this model reads "
+            f"{context_length}. Shorten the name"
+        )
+    ids = np.full((len(rows), longest), PAD, np.int64)
+    slots = np.full((len(rows), longest), -1, np.int64)
+    for index, (row, row_slots) in enumerate(rows):
+        ids[index, : len(row)], slots[index, : len(row)] = row, row_slots
+    return TextRows(ids=ids, eot=np.array([len(row) - 1 for row, _ in rows]), slots=slots)
+
+
+def _row(
+    name: str, template: str, tokenizer: Tokenizer, layout: TextLayout
+) -> tuple[list[int], list[int]]:
+    """Token ids and slots of one prompt, start and end of text included."""
+    words_before, words_after = _split(template)
+    if not tokenizer.encode(name):
+        raise ClassListError(f"class name {name!r} has no readable characters")
+    body = tokenizer.encode(f"{words_before}{name}{words_after}")
+    learned, m = list(range(layout.tokens)), layout.tokens
+    if layout.position != "end":
+        start, stop = _class_span(name, words_before, body, tokenizer, layout)
+        before = m // 2 if layout.position == "middle" else 0
+        # learned tokens around the class name: V[:before] CLASS V[before:] rest
+        ids = body[:before] + body[start:stop] + body[before:start] + body[stop:]
+        slots = [-1] * len(body)
+        slots[:before] = learned[:before]
+        slots[before + stop - start : stop] = learned[before:]
+        body, body_slots = ids, slots
+    else:
+        body_slots = learned + [-1] * (len(body) - m)
+    return [START_OF_TEXT, *body, END_OF_TEXT], [-1, *body_slots, -1]
+
+
+def _class_span(
+    name: str, words_before: str, body: list[int], tokenizer: Tokenizer, layout: TextLayout
+) -> tuple[int, int]:
+    """Where the class name's tokens stand in `body`; the learned tokens fill everything before."""
+    start, name_ids = layout.tokens, tokenizer.encode(name)
+    if len(tokenizer.encode(words_before)) != start:
+        raise ClassListError(
+            f"the template's words before the class name make "
+            f"{len(tokenizer.encode(words_before))} tokens, but {start} are learned: with the class "
+            f"name at the {layout.position} they must be equal"
+        )
+    stop = start + len(name_ids)
+    if not layout.official_span and body[start:stop] != name_ids:
+        raise ClassListError(
+            f"class name {name!r} merges with the full stop behind it into one token, so it cannot be "
+            f"moved to the {layout.position}. End the name in a letter or digit"
+        )
+    return start, stop
+
+
+def _split(template: str) -> tuple[str, str]:
+    if template.count("{}") != 1:
+        raise ClassListError(
+            f"template {template!r} must hold {{}} exactly once, for the class name"
+        )
+    before, after = template.split("{}")
+    return before, after
