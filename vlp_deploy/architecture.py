@@ -1,4 +1,4 @@
-"""What a CLIP model and the prompts in it look like: the vocabulary that checkpoints and bundles share.
+"""What a CLIP model and its prompts look like: the words that checkpoints and bundles share.
 
 Every class here is a frozen, strictly checked record that reads from and writes to JSON.
 """
@@ -20,7 +20,7 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     """A frozen record; unknown fields in JSON are an error, never ignored."""
 
 
-class VisionTower(Record):
+class VisionTower(Record, frozen=True, kw_only=True):
     """A CLIP vision transformer: square images, square patches, a class token, no dropout."""
 
     image_size: int
@@ -36,7 +36,7 @@ class VisionTower(Record):
         return (self.image_size // self.patch_size) ** 2
 
 
-class TextTower(Record):
+class TextTower(Record, frozen=True, kw_only=True):
     """CLIP's causal text transformer; the feature is read at the end-of-text token."""
 
     context_length: int
@@ -47,7 +47,7 @@ class TextTower(Record):
     mlp_width: int
 
 
-class ClipConfig(Record):
+class ClipConfig(Record, frozen=True, kw_only=True):
     """A CLIP with a ViT image tower and CLIP's own text tower (arXiv:2103.00020, section 2.4)."""
 
     embed_dim: int
@@ -57,7 +57,7 @@ class ClipConfig(Record):
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> "ClipConfig":
-        """Read an open_clip model configuration (`open_clip.get_model_config(name)` or its JSON file).
+        """Read open_clip's model configuration (`open_clip.get_model_config(name)` or a JSON file).
 
         Raises ModelError for towers that are not the plain CLIP ones, naming the option.
         """
@@ -88,7 +88,7 @@ class ClipConfig(Record):
         )
 
 
-class Preprocessing(Record):
+class Preprocessing(Record, frozen=True, kw_only=True):
     """From an upright RGB image to what the image tower reads.
 
     Resize the shorter side to `image_size` with `interpolation`, crop the centre, then
@@ -104,15 +104,15 @@ class Preprocessing(Record):
     background: tuple[int, int, int] = (255, 255, 255)  # under transparent pixels
 
 
-class TextLayout(Record):
+class TextLayout(Record, frozen=True, kw_only=True):
     """Where learned text prompts stand in a template's tokens.
 
     `tokens` learned vectors replace the first `tokens` tokens after start-of-text of the tokenized
-    template; words of the template beyond them stay as fixed text (MaPLe's "of a"). `position` moves
-    the class name: `end` V…V CLASS., `front` CLASS V…V., `middle` V… CLASS …V. (CoOp, arXiv:2109.01134,
-    section 3.2). `tokens` = 0: nothing is learned, templates are read as they stand and averaged.
-    `official_span`: the class name's tokens are counted by tokenizing the bare name, as the official CoOp
-    does; otherwise they are located in the whole prompt.
+    template; words of the template beyond them stay as fixed text (MaPLe's "of a"). `position`
+    moves the class name: `end` V…V CLASS., `front` CLASS V…V., `middle` V… CLASS …V. (CoOp,
+    arXiv:2109.01134, section 3.2). `tokens` = 0: nothing is learned, templates are read as they
+    stand and averaged. `official_span`: the class name's tokens are counted by tokenizing the bare
+    name, as the official CoOp does; otherwise they are located in the whole prompt.
     """
 
     tokens: int = 0
@@ -120,11 +120,12 @@ class TextLayout(Record):
     official_span: bool = False
 
 
-class VisualLayout(Record):
+class VisualLayout(Record, frozen=True, kw_only=True):
     """How learned visual prompts enter the image tower.
 
-    `pre_ln`: prompts of layer 0 go through `ln_pre` (MaPLe's code); otherwise they join after it (DPT's).
-    `survive_last`: the last set is not dropped after its layer but travels on as tokens to the end.
+    `pre_ln`: prompts of layer 0 go through `ln_pre` (MaPLe's code); otherwise they join after it
+    (DPT's). `survive_last`: the last set is not dropped after its layer but travels on as tokens
+    to the end.
     """
 
     tokens: int = 0
@@ -132,8 +133,8 @@ class VisualLayout(Record):
     survive_last: bool = False
 
 
-class Backbone(Record):
-    """Which CLIP the prompts belong to. `sha256` is `vlp_deploy.weights.fingerprint` of its weights."""
+class Backbone(Record, frozen=True, kw_only=True):
+    """Which CLIP the prompts belong to; `sha256` is `vlp_deploy.weights.fingerprint` of it."""
 
     name: str
     pretrained: str
@@ -165,7 +166,7 @@ TEXT_DEFAULTS: dict[str, Any] = {
     "heads": 8,
     "mlp_ratio": 4.0,
 }
-# Options whose given value means "as in the plain CLIP", so that configurations that spell them out pass.
+# Options whose given value means "as in the plain CLIP": configurations may spell them out.
 NEUTRAL: dict[str, Any] = {
     "ls_init_value": None,
     "patch_dropout": 0.0,
@@ -192,8 +193,8 @@ def _known(options: Mapping[str, Any], known: Mapping[str, Any], where: str) -> 
         accepted = neutral if isinstance(neutral, tuple) else (neutral,)
         if name not in known and value not in accepted:
             raise ModelError(
-                f"{where} has {name}={value!r}, which is not a plain CLIP ViT with CLIP's text tower. "
-                "Supported are open_clip's ViT-* models without timm, Hugging Face or CoCa parts, "
+                f"{where} has {name}={value!r}, which is not a plain CLIP ViT with CLIP's text "
+                "tower. Supported are open_clip's ViT-* models without timm, HF or CoCa parts, "
                 "for example ViT-B-16-quickgelu"
             )
     merged = {**known, **{name: value for name, value in options.items() if name in known}}

@@ -3,12 +3,11 @@
 The format is specified in `vlp_deploy/README.md`. D joint width, K classes, S image size.
 """
 
-import hashlib
 import io
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Literal
 
 import msgspec
@@ -19,11 +18,12 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout
-from vlp_deploy.errors import BundleError, IntegrityError
-from vlp_deploy.files import sha256_of, staged_folder
+from vlp_deploy.errors import BundleError
+from vlp_deploy.files import staged_folder
+from vlp_deploy.sealed import CHECKSUMS, SealedFolder, seal
 
 SCHEMA_VERSION = 1
-MANIFEST, CHECKSUMS = "manifest.json", "SHA256SUMS"
+MANIFEST = "manifest.json"
 PROMPTS, CLASSES, GOLDEN, VOCABULARY = (
     "prompts.safetensors",
     "classes.safetensors",
@@ -35,8 +35,8 @@ Floats = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
 
-class GraphInfo(Record):
-    """One ONNX file: what it costs is counted from the graph at export, per image or per text row."""
+class GraphInfo(Record, frozen=True, kw_only=True):
+    """One ONNX file; its cost is counted from the graph at export, per image or per text row."""
 
     file: str
     opset: int
@@ -44,7 +44,7 @@ class GraphInfo(Record):
     flops: int  # 2 x multiply-accumulates, batch 1; text: one row of `context_length` tokens
 
 
-class ParityRow(Record):
+class ParityRow(Record, frozen=True, kw_only=True):
     """How far one engine's answer is from the un-folded model's, on the reference images."""
 
     engine: str
@@ -56,14 +56,14 @@ class ParityRow(Record):
     tolerance: float
 
 
-class NewClasses(Record):
+class NewClasses(Record, frozen=True, kw_only=True):
     """Whether classes nobody trained on can be given at run time, and the reason if not."""
 
     allowed: bool = True
     reason: str = ""
 
 
-class Manifest(Record):
+class Manifest(Record, frozen=True, kw_only=True):
     """What a bundle says about itself."""
 
     schema_version: int = SCHEMA_VERSION
@@ -129,30 +129,22 @@ class Bundle:
     def __init__(self, path: Path) -> None:
         """Open the folder and read its manifest. Raises BundleError or IntegrityError."""
         self.path = path
-        if not path.is_dir():
-            raise BundleError(
-                f"no bundle at {path}: expected a folder made by `vlp export`"
-                + (", got a file" if path.exists() else "")
-            )
-        self._checksums = _read_checksums(path / CHECKSUMS)
-        self.manifest = _decode_manifest(self.read(MANIFEST), path)
+        self.files = SealedFolder(path)
+        self.manifest = _decode_manifest(self.files.read(MANIFEST), path)
 
-    def read(self, name: str) -> bytes:
-        """The bytes of one file, refused unless they are the exported ones."""
-        content = self._existing(name).read_bytes()
-        self._compare(name, hashlib.sha256(content).hexdigest())
-        return content
+    @property
+    def digest(self) -> str:
+        """SHA-256 that names the whole content."""
+        return self.files.digest
 
     def graph_path(self, role: str) -> Path:
-        """Path of a graph whose bytes have just been hashed; `role` is a key of `manifest.graphs`."""
+        """Path of a graph whose bytes were just hashed; `role` is a key of `manifest.graphs`."""
         if role not in self.manifest.graphs:
             raise BundleError(
-                f"bundle {self.path} has no {role!r} graph; it has {', '.join(self.manifest.graphs)}"
+                f"bundle {self.path} has no {role!r} graph; "
+                f"it has {', '.join(self.manifest.graphs)}"
             )
-        name = self.manifest.graphs[role].file
-        path = self._existing(name)
-        self._compare(name, sha256_of(path))
-        return path
+        return self.files.checked_path(self.manifest.graphs[role].file)
 
     def class_bank(self) -> ClassBank:
         """The classifier baked at export."""
@@ -170,10 +162,14 @@ class Bundle:
         """Learned text prompts and whatever else the text graph needs to build new classes."""
         return self._tensors(PROMPTS)
 
+    def vocabulary(self) -> bytes:
+        """The tokenizer's merge table, gzipped."""
+        return self.files.read(VOCABULARY)
+
     def golden(self) -> Golden:
         """The inputs and answers for an engine's self-test."""
         try:
-            with np.load(io.BytesIO(self.read(GOLDEN)), allow_pickle=False) as arrays:
+            with np.load(io.BytesIO(self.files.read(GOLDEN)), allow_pickle=False) as arrays:
                 return Golden(
                     pixels=arrays["pixels"],
                     embeddings=arrays["embeddings"],
@@ -182,56 +178,15 @@ class Bundle:
         except (ValueError, KeyError) as error:
             raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
 
-    def verify(self) -> Iterator[tuple[str, str | None]]:
-        """(file, complaint or None) for every file that is listed, and for every stray one."""
-        for name in self._checksums:
-            yield name, self._complaint(name)
-        listed = {*self._checksums, CHECKSUMS}
-        for path in sorted(self.path.rglob("*")):
-            name = path.relative_to(self.path).as_posix()
-            if not path.is_dir() and name not in listed:
-                yield name, "is not listed in SHA256SUMS: it was added after export"
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of SHA256SUMS: one name for the whole content."""
-        return sha256_of(self.path / CHECKSUMS)
-
-    def _complaint(self, name: str) -> str | None:
-        try:
-            self._compare(name, sha256_of(self._existing(name)))
-        except BundleError as error:
-            return str(error)
-        return None
-
     def _tensors(self, name: str) -> dict[str, Floats]:
         try:
-            return from_safetensors(self.read(name))
+            return from_safetensors(self.files.read(name))
         except SafetensorError as error:
             raise BundleError(f"{self.path / name} cannot be read: {error}") from error
 
-    def _existing(self, name: str) -> Path:
-        _refuse_outside(name, self.path)
-        path = self.path / name
-        if path.is_symlink() or not path.is_file():
-            raise IntegrityError(
-                f"{path} is missing or not a plain file, but {CHECKSUMS} lists it. Copy the bundle again"
-            )
-        return path
-
-    def _compare(self, name: str, found: str) -> None:
-        expected = self._checksums.get(name)
-        if expected is None:
-            raise IntegrityError(f"{self.path / name} is not listed in {CHECKSUMS}: not exported")
-        if found != expected:
-            raise IntegrityError(
-                f"{self.path / name} has changed since export: SHA-256 is {found[:12]}…, expected "
-                f"{expected[:12]}…. Copy the bundle again, or export it again"
-            )
-
 
 def write_bundle(contents: BundleContents, target: Path, *, replace: bool) -> None:
-    """Write a bundle whole or not at all. Raises BundleError if `target` exists and not `replace`."""
+    """Write a bundle whole or not at all; BundleError if `target` exists and not `replace`."""
     files = bundle_files(contents)
     with open_target(target, replace=replace) as staging:
         for name, content in files.items():
@@ -269,40 +224,7 @@ def bundle_files(contents: BundleContents) -> dict[str, bytes]:
         GOLDEN: archive.getvalue(),
         VOCABULARY: contents.vocabulary,
     }
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
-    return {**files, CHECKSUMS: format_checksums(sums)}
-
-
-def format_checksums(sums: Mapping[str, str]) -> bytes:
-    """The bytes of SHA256SUMS, as `sha256sum --check` reads them."""
-    return "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items())).encode()
-
-
-def _read_checksums(path: Path) -> dict[str, str]:
-    try:
-        lines = path.read_text(encoding="utf-8").splitlines()
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent} is no bundle: it has no {CHECKSUMS}") from None
-    except UnicodeDecodeError:
-        raise IntegrityError(f"{path} is damaged: it is not text. Copy the bundle again") from None
-    sums = {}
-    for number, line in enumerate(lines, 1):
-        digest, separator, name = line.partition("  ")
-        if len(digest) != 64 or not separator or not name:
-            raise IntegrityError(f"{path} is damaged at line {number}: {line[:80]!r}")
-        _refuse_outside(name, path.parent)
-        sums[name] = digest
-    if MANIFEST not in sums:
-        raise IntegrityError(f"{path} is damaged: it does not list {MANIFEST}")
-    return sums
-
-
-def _refuse_outside(name: str, folder: Path) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
-        raise IntegrityError(
-            f"bundle {folder} names a file outside itself: {name!r}. Do not use it"
-        )
+    return {**files, CHECKSUMS: seal(files)}
 
 
 def _decode_manifest(content: bytes, path: Path) -> Manifest:

@@ -1,7 +1,8 @@
 """The prompt checkpoint: what training and import hand to the exporter, one `.safetensors` file.
 
-J prompted layers, m prompt tokens, K classes, d_t and d_v the widths of the towers, S the image size.
-The header is one JSON value under the metadata key `vlp`; the tensors are listed in README.md.
+J prompted layers, m prompt tokens, K classes, d_t and d_v the widths of the towers, S the image
+size. The header is one JSON value under the metadata key `vlp`; the tensors are listed in
+README.md.
 """
 
 from collections.abc import Mapping
@@ -24,12 +25,12 @@ RUN_FILE = "prompt.safetensors"  # the checkpoint's name inside a training run's
 REFERENCE_IMAGES = 8
 
 
-class Header(Record):
+class Header(Record, frozen=True, kw_only=True):
     """Everything in a prompt checkpoint that is not a tensor.
 
     `templates` hold `{}` where the class name goes; learned methods have exactly one, whose first
-    `text_layout.tokens` tokens are replaced by the learned vectors. `provenance` tells how the prompts
-    were trained (data, shots, seed, steps, metrics) or imported (file, sha256).
+    `text_layout.tokens` tokens are replaced by the learned vectors. `provenance` tells how the
+    prompts were trained (data, shots, seed, steps, metrics) or imported (file, sha256).
     """
 
     schema: int = SCHEMA_VERSION
@@ -68,13 +69,14 @@ class PromptCheckpoint:
         file_path = path / RUN_FILE if path.is_dir() else path
         if not file_path.is_file():
             raise CheckpointError(
-                f"no prompt checkpoint at {file_path}: expected a .safetensors file made by `vlp train` "
-                f"or `vlp import`, or a training run's folder that holds {RUN_FILE}"
+                f"no prompt checkpoint at {file_path}: expected a .safetensors file made by "
+                f"`vlp train` or `vlp import`, or a training run's folder that holds {RUN_FILE}"
             )
         try:
             with safe_open(file_path, framework="numpy") as file:
                 metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+                names = list(file.keys())
+                tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file_path} is not a safetensors file: {error}") from error
         return cls(header=_decode_header(metadata, file_path), tensors=tensors)
@@ -83,7 +85,7 @@ class PromptCheckpoint:
 def _decode_header(metadata: Mapping[str, str], path: Path) -> Header:
     if "vlp" not in metadata:
         raise CheckpointError(
-            f"{path} is a safetensors file but no prompt checkpoint (its metadata has no 'vlp' entry). "
+            f"{path} is a safetensors file but no prompt checkpoint (no 'vlp' in its metadata). "
             "Official checkpoints go through `vlp import` first"
         )
     try:

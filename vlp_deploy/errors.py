@@ -1,8 +1,8 @@
-"""Every error a user can cause, as one tree. The command line prints the message and exits with `exit_code`.
+"""Every error a user can cause, as one tree. The command line prints it and exits with `exit_code`.
 
 VlpError
 ├── DataError             a data set, a split file, a list of labels
-├── ClassListError        class names: a classes file, duplicates, classes the method cannot serve
+├── ClassListError        a classes file, duplicate names, names a method cannot serve
 ├── ImageError            one image that cannot be read
 ├── ModelError            a backbone: its configuration or its weights
 ├── CheckpointError       a prompt checkpoint or a training run

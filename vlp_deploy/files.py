@@ -1,7 +1,8 @@
 """Files and folders that appear whole or not at all, and the SHA-256 of what is there.
 
-A temporary lives beside its target, named `.NAME.RANDOM.vlp-tmp`, and is locked by the process that writes it.
-The kernel drops the lock when that process dies, however it dies, so a temporary that can be locked is rubbish.
+A temporary lives beside its target, named `.NAME.RANDOM.vlp-tmp`, locked by the process that writes
+it. The kernel drops the lock when that process dies, however it dies, so a temporary that can be
+locked is rubbish.
 """
 
 import ctypes
@@ -20,7 +21,7 @@ _RENAME_EXCHANGE = 2
 
 
 def write_atomic(path: Path, content: bytes) -> None:
-    """Put `content` at `path`: readers see the old file or the whole new one, also after a power cut."""
+    """Put `content` at `path`: readers see the old file or the whole new one, never a part."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(path)
     temporary = _temporary_beside(path)
@@ -39,10 +40,10 @@ def write_atomic(path: Path, content: bytes) -> None:
 
 @contextmanager
 def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
-    """A temporary folder that becomes `target` when the block ends well, and vanishes when it does not.
+    """A temporary folder that becomes `target` when the block ends well, and vanishes otherwise.
 
-    With `replace`, an existing target is exchanged in one step; without it, FileExistsError is raised,
-    before the work and again at its end if somebody else was faster.
+    With `replace`, an existing target is exchanged in one step; without it, FileExistsError is
+    raised, before the work and again at its end if somebody else was faster.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(target)
@@ -63,7 +64,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
 
 
 def sweep_temporaries(target: Path) -> None:
-    """Delete what earlier, killed writers of `target` left beside it; leave living writers alone."""
+    """Delete what killed writers of `target` left beside it; leave living writers alone."""
     for leftover in target.parent.glob(f".{_glob_escape(target.name)}.*{TEMPORARY_SUFFIX}"):
         try:
             handle = os.open(leftover, os.O_RDONLY)

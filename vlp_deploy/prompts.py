@@ -1,7 +1,7 @@
 """From class names and a template to token rows with slots for learned prompts.
 
-N rows, L tokens (the longest row), m learned tokens. Trainer, exporter and runtime share this module, so
-that the tokens a prompt was trained with are the tokens it is served with.
+N rows, L tokens (the longest row), m learned tokens. Trainer, exporter and runtime share this
+module, so that the tokens a prompt was trained with are the tokens it is served with.
 """
 
 from collections.abc import Sequence
@@ -37,7 +37,7 @@ def text_rows(
 ) -> TextRows:
     """One row for every name put in `template` (which holds `{}` once); underscores become blanks.
 
-    Raises ClassListError for a name that is empty or too long, or that cannot be cut out of its prompt.
+    Raises ClassListError for a name that is empty, too long, or cannot be cut out of its prompt.
     """
     rows = [_row(name.replace("_", " "), template, tokenizer, layout) for name in names]
     longest = max(len(ids) for ids, _ in rows)
@@ -85,14 +85,14 @@ def _class_span(
     if len(tokenizer.encode(words_before)) != start:
         raise ClassListError(
             f"the template's words before the class name make "
-            f"{len(tokenizer.encode(words_before))} tokens, but {start} are learned: with the class "
-            f"name at the {layout.position} they must be equal"
+            f"{len(tokenizer.encode(words_before))} tokens, but {start} are learned: with the "
+            f"class name at the {layout.position} they must be equal"
         )
     stop = start + len(name_ids)
     if not layout.official_span and body[start:stop] != name_ids:
         raise ClassListError(
-            f"class name {name!r} merges with the full stop behind it into one token, so it cannot be "
-            f"moved to the {layout.position}. End the name in a letter or digit"
+            f"class name {name!r} merges with the full stop behind it into one token, so it cannot "
+            f"be moved to the {layout.position}. End the name in a letter or digit"
         )
     return start, stop
 

@@ -1,6 +1,7 @@
 """A CLIP's weights as NumPy arrays: read from safetensors, checked against the configuration.
 
-Names are open_clip's state-dict keys (`visual.conv1.weight`, `transformer.resblocks.0.ln_1.weight` …).
+Names are open_clip's state-dict keys (`visual.conv1.weight`, `transformer.resblocks.0.ln_1.weight`
+…).
 """
 
 import hashlib
@@ -24,7 +25,8 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            found = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a dict)
+            names = list(file.keys())
+            found = {name: file.get_tensor(name) for name in names}
     except FileNotFoundError:
         raise ModelError(f"weights file {path} does not exist") from None
     except (SafetensorError, OSError) as error:

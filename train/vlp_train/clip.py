@@ -1,10 +1,11 @@
-"""CLIP in plain PyTorch: pixels and token ids to features, with prompts inserted as the papers write them.
+"""CLIP in plain PyTorch: pixels and token ids to features, prompts inserted as the papers say.
 
-Same weights and state-dict keys as open_clip's `CLIP` (ViT image tower, CLIP's text tower), attention
-through `scaled_dot_product_attention`. Nothing is folded here: exports are proven against this module.
+Same weights and state-dict keys as open_clip's `CLIP` (ViT image tower, CLIP's text tower),
+attention through `scaled_dot_product_attention`. Nothing is folded here: exports are proven
+against this module.
 
-Legend: B images, N text rows, L tokens, d width of a tower, h heads, D joint width, J prompted layers,
-m prompt tokens, p tokens that all rows share.
+Legend: B images, N text rows, L tokens, d width of a tower, h heads, D joint width, J prompted
+layers, m prompt tokens, p tokens that all rows share.
 """
 
 import math
@@ -30,7 +31,7 @@ class Attention(nn.Module):
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
     def forward(self, x: Tensor, *, causal: bool, before: KeysValues | None = None) -> Tensor:
-        """Attend over `before` (keys and values every row sees, (1, h, p, d/h)) and `x` (N, L, d)."""
+        """`x` (N, L, d) attends to `before` (shared keys and values, (1, h, p, d/h)) and itself."""
         query, keys, values = self._project(x)
         mask = None
         if before is not None:
@@ -129,8 +130,8 @@ class VisionTransformer(nn.Module):
     ) -> Tensor:
         """Normalised pixels (B, 3, S, S) and prompts (J, m, d) → raw features (B, D).
 
-        Before layer l < J the m prompt tokens are replaced by `prompts[l]`; after layer J - 1 they are
-        dropped, or stay as ordinary tokens if `layout.survive_last`.
+        Before layer l < J the m prompt tokens are replaced by `prompts[l]`; after layer J - 1 they
+        are dropped, or stay as ordinary tokens if `layout.survive_last`.
         """
         x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (B, patches, d)
         x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
@@ -205,8 +206,9 @@ class Clip(nn.Module):
     ) -> Tensor:
         """`encode_text`, exactly, with less work: values and gradients are the same.
 
-        The mask is causal, so tokens after the last end of text are cut, and the leading tokens that all
-        rows share run once with batch 1 while the rest of each row attends to their keys and values.
+        The mask is causal, so tokens after the last end of text are cut, and the leading tokens
+        that all rows share run once with batch 1 while the rest of each row attends to their keys
+        and values.
         """
         length = int(eot.max()) + 1
         ids = ids[:, :length]

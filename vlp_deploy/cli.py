@@ -1,0 +1,126 @@
+"""The `vlp` command: one table of verbs, and what happens when one of them fails.
+
+A verb is a plain function annotated for Typer. The table names it as text, so that `vlp classify` never
+imports training or export code; this is the only place where the runtime names them.
+"""
+
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from importlib import import_module
+from typing import Any
+
+from vlp_deploy import __version__
+from vlp_deploy.errors import MissingExtraError, VlpError
+
+USER_ERROR, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+
+
+@dataclass(frozen=True)
+class Verb:
+    """Where a verb lives, what it does in one line, and the extra that installs what it needs."""
+
+    target: str
+    summary: str
+    extra: str | None = None
+
+
+VERBS = {
+    "demo": Verb("vlp_deploy.commands.demo:demo", "The whole road on embedded model and data"),
+    "train": Verb("vlp_train.command:train", "Tune a prompt on labelled images", "train"),
+    "export": Verb("vlp_export.command:export", "Turn a tuned prompt into a bundle", "export"),
+    "classify": Verb("vlp_deploy.commands.classify:classify", "Classify images, torch-free"),
+    "bench": Verb("vlp_deploy.commands.bench:bench", "Measure latency and accuracy of a bundle"),
+    "inspect": Verb("vlp_deploy.commands.inspect:inspect", "Show a bundle or a prompt checkpoint"),
+    "verify": Verb("vlp_deploy.commands.verify:verify", "Check a bundle's bytes, file by file"),
+    "methods": Verb("vlp_deploy.commands.methods:methods", "List the prompt-learning methods"),
+}
+# Modules whose absence means that an extra is not installed; any other missing module is our bug.
+EXTRA_MODULES = {
+    "train": {"torch": "torch", "open_clip": "open_clip_torch"},
+    "export": {"onnx": "onnx", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"},
+}
+
+
+def main() -> None:
+    """Console entry point."""
+    sys.exit(run(sys.argv[1:]))
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one verb and return the exit code: 0 good, 1 user's error, 2 usage, 3 missing extra."""
+    if not arguments or arguments[0] in ("--help", "-h"):
+        print(usage())
+        return 0
+    if arguments[0] == "--version":
+        print(f"vlp-deploy {__version__}")
+        return 0
+    name = arguments[0]
+    if name not in VERBS:
+        close = get_close_matches(name, VERBS, n=1)
+        hint = f"Did you mean {close[0]!r}? " if close else ""
+        _complain(f"there is no verb {name!r}. {hint}Available: {', '.join(VERBS)}")
+        return USAGE_ERROR
+    try:
+        return _call(load_verb(name), name, arguments[1:])
+    except VlpError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; files that were finished are whole, nothing else was written")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our stdout, `head` say, has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return USER_ERROR
+
+
+def load_verb(name: str) -> Callable[..., Any]:
+    """Import a verb's function. Raises MissingExtraError if its extra is not installed."""
+    verb = VERBS[name]
+    module, _, function = verb.target.partition(":")
+    try:
+        return getattr(import_module(module), function)  # type: ignore[no-any-return]
+    except ModuleNotFoundError as missing:
+        packages = EXTRA_MODULES.get(verb.extra or "", {})
+        if missing.name not in packages:
+            raise  # a bug of ours, not a missing extra
+        raise MissingExtraError(
+            f"`vlp {name}`", needs=packages[missing.name], extra=verb.extra or ""
+        ) from None
+
+
+def usage() -> str:
+    """The text of `vlp --help`."""
+    width = max(map(len, VERBS))
+    verbs = "\n".join(f"  vlp {name:<{width}}  {verb.summary}" for name, verb in VERBS.items())
+    return (
+        "vlp: from a tuned CLIP prompt to a fast, torch-free image classifier\n\n"
+        f"{verbs}\n\n"
+        "  vlp VERB --help explains a verb.  vlp --version prints the version."
+    )
+
+
+def _call(function: Callable[..., Any], name: str, arguments: Sequence[str]) -> int:
+    import typer  # not needed for the lines above, and the slowest import of the command line
+
+    app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
+    app.command(name)(function)
+    command = typer.main.get_command(app)
+    try:
+        result = command.main(list(arguments), prog_name=f"vlp {name}", standalone_mode=False)
+    except typer.Abort:
+        raise KeyboardInterrupt from None
+    except Exception as error:
+        # click's own errors know how to print themselves; typer vendors or imports click by version
+        show, code = getattr(error, "show", None), getattr(error, "exit_code", None)
+        if show is None or code is None:
+            raise
+        show()
+        return int(code)
+    return int(result or 0)
+
+
+def _complain(message: str) -> None:
+    print(f"vlp: {message}", file=sys.stderr)

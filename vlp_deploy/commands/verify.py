@@ -1,0 +1,28 @@
+"""`vlp verify`: a bundle's files against the checksums written at export."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vlp_deploy.bundle import Bundle
+from vlp_deploy.sealed import SealedFolder
+
+
+def verify(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by `vlp export`.")],
+) -> int:
+    """Hash every file of a bundle and name each one that is missing, changed or foreign.
+
+    Exit code 0: the bundle is exactly what was exported. 1: it is not; do not use it.
+    """
+    complaints = 0
+    for name, complaint in SealedFolder(bundle).verify():
+        complaints += complaint is not None
+        print(f"{'ok' if complaint is None else 'BAD':<4}{name}")
+        if complaint is not None:
+            print(f"vlp: {complaint}", file=sys.stderr)
+    if not complaints:
+        Bundle(bundle)  # also readable by this version
+    return min(complaints, 1)
