@@ -1,7 +1,7 @@
 """The `vlp` command: one table of verbs, and what happens when one of them fails.
 
-A verb is a plain function annotated for Typer. The table names it as text, so that `vlp classify` never
-imports training or export code; this is the only place where the runtime names them.
+A verb is a plain function annotated for Typer. The table names it as text, so that `vlp classify`
+never imports training or export code; this is the only place where the runtime names them.
 """
 
 import os

@@ -94,7 +94,8 @@ def _read_list(path: Path) -> dict[str, str]:
     lines, _, digest = text.rpartition(_SEAL.encode())
     if hashlib.sha256(lines).hexdigest().encode() + b"\n" != digest:
         raise IntegrityError(f"{path} is damaged: its last line does not fit it. Copy it again")
-    sums = dict(reversed(line.split("  ", 1)) for line in lines.decode().splitlines())
+    pairs = (line.split("  ", 1) for line in lines.decode().splitlines())
+    sums = {name: digest for digest, name in pairs}
     for name in sums:
         _refuse_outside(name, path.parent)
     return sums

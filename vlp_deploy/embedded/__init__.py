@@ -1,0 +1,80 @@
+"""What comes with the installation: the CLIP `vlp-tiny`, the emoji data set and a bundle of both.
+
+The weights are stored once, in float16. The trainer reads them as they are; the default bundle's
+graphs are completed with them in the cache, on first use (`vlp_deploy.splice`).
+"""
+
+import json
+from pathlib import Path
+
+import msgspec
+from safetensors.numpy import load_file
+
+from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.cache import cache_folder
+from vlp_deploy.errors import BundleError
+from vlp_deploy.files import sha256_of, staged_folder
+from vlp_deploy.sealed import CHECKSUMS
+from vlp_deploy.splice import Graft, splice
+
+MODEL_NAME = "vlp-tiny"
+PRETRAINED = "embedded"
+GRAFTS = "grafts.json"  # graph file -> the initialisers it was stripped of
+_HERE = Path(__file__).parent
+
+
+def config_path() -> Path:
+    """The open_clip model configuration of `vlp-tiny`."""
+    return _HERE / f"{MODEL_NAME}.json"
+
+
+def config() -> ClipConfig:
+    """The shape of `vlp-tiny`."""
+    return ClipConfig.from_open_clip(json.loads(config_path().read_text()))
+
+
+def weights_path() -> Path:
+    """The float16 weights of `vlp-tiny`, as an open_clip state dict in safetensors."""
+    return _HERE / "weights.safetensors"
+
+
+def emoji_path() -> Path:
+    """The emoji data set: class folders, splits and licences."""
+    return _HERE / "emoji"
+
+
+def stripped_bundle_path() -> Path:
+    """The default bundle as it is shipped: complete but for the weights in its graphs."""
+    return _HERE / "bundle"
+
+
+def default_bundle() -> Path:
+    """The default bundle, ready to load. The first call completes it in the cache folder."""
+    stripped = stripped_bundle_path()
+    target = cache_folder() / f"vlp-tiny-{sha256_of(stripped / CHECKSUMS)[:16]}"
+    if not target.is_dir():
+        try:
+            with staged_folder(target) as staging:
+                complete_bundle(stripped, staging)
+        except FileExistsError:
+            pass  # another process was faster, with the same content
+        except OSError as error:
+            raise BundleError(
+                f"the default bundle cannot be unpacked to {target} ({error.strerror}). "
+                "Set VLP_CACHE to a folder that can be written to, or pass --bundle"
+            ) from error
+    return target
+
+
+def complete_bundle(stripped: Path, output: Path) -> None:
+    """Copy a stripped bundle into the folder `output`, its graphs completed with the weights."""
+    grafts = msgspec.json.decode(
+        (stripped / GRAFTS).read_bytes(), type=dict[str, tuple[Graft, ...]]
+    )
+    weights = load_file(weights_path())
+    for path in sorted(stripped.iterdir()):
+        if path.name in grafts:
+            content = splice(path.read_bytes(), grafts[path.name], weights)
+            (output / path.name).write_bytes(content)
+        elif path.name != GRAFTS:
+            (output / path.name).write_bytes(path.read_bytes())
