@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
-from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout
+from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout, VisualLayout
 from vlp_deploy.errors import BundleError
 from vlp_deploy.files import staged_folder
 from vlp_deploy.sealed import CHECKSUMS, SealedFolder, seal
@@ -77,6 +77,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     base_classes: tuple[str, ...] = ()
     templates: tuple[str, ...]
     text_layout: TextLayout
+    visual_layout: VisualLayout
     logit_scale: float
     host_head: bool = True
     new_classes: NewClasses
@@ -117,7 +118,7 @@ class BundleContents:
 
     manifest: Manifest
     graphs: Mapping[str, bytes]  # file name -> ONNX
-    prompts: Mapping[str, Floats]  # text.prompts (J, m, d_t) and per-method tensors
+    prompts: Mapping[str, Floats]  # every prompt tensor of the checkpoint, text.prompts (J, m, d_t)
     bank: ClassBank
     golden: Golden
     vocabulary: bytes
@@ -159,7 +160,7 @@ class Bundle:
             raise BundleError(f"{self.path / CLASSES} has no tensor {missing}") from None
 
     def prompts(self) -> dict[str, Floats]:
-        """Learned text prompts and whatever else the text graph needs to build new classes."""
+        """Every prompt tensor of the checkpoint: the text graph needs some of them for new classes."""
         return self._tensors(PROMPTS)
 
     def vocabulary(self) -> bytes:
