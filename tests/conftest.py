@@ -1,7 +1,7 @@
 """What all tests share: a private cache folder, the golden data, and a refusal to skip in silence.
 
-With VLP_NO_SKIPS=1, as in continuous integration, a skipped test is a failed one; only golden cases may be
-skipped, and only where VLP_GOLDEN is not set.
+With VLP_NO_SKIPS=1, as in continuous integration, a skipped test is a failed one; only golden cases
+may be skipped, and only where VLP_GOLDEN is not set.
 """
 
 import os

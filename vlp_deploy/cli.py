@@ -119,6 +119,8 @@ def _call(function: Callable[..., Any], name: str, arguments: Sequence[str]) -> 
             raise
         show()
         return int(code)
+    if result == INTERRUPTED:  # Typer's translation of Ctrl-C
+        raise KeyboardInterrupt
     return int(result or 0)
 
 

@@ -1,0 +1,100 @@
+"""Exit codes and messages of the `vlp` command."""
+
+import sys
+from types import ModuleType
+from typing import Annotated
+
+import pytest
+import typer
+
+from vlp_deploy import __version__, cli
+from vlp_deploy.errors import BundleError
+
+
+@pytest.fixture
+def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
+    """A verb `try` whose behaviour a test sets as `module.action`."""
+    module = ModuleType("tried_verb")
+
+    def attempt(number: Annotated[int, typer.Argument(help="Any number.")]) -> object:
+        """Try something."""
+        return module.action(number)
+
+    module.attempt = attempt  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "tried_verb", module)
+    monkeypatch.setitem(cli.VERBS, "try", cli.Verb("tried_verb:attempt", "Try", "train"))
+    return module
+
+
+def fail(error: BaseException) -> object:
+    raise error
+
+
+def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run([]) == 0
+
+    assert all(f"vlp {name} " in capsys.readouterr().out for name in ["train"])
+    assert all(name in cli.usage() for name in cli.VERBS)
+
+
+def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["--version"]) == 0
+    assert capsys.readouterr().out == f"vlp-deploy {__version__}\n"
+
+
+def test_an_unknown_verb_is_usage_and_names_the_nearest(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["clasify"]) == 2
+    assert "Did you mean 'classify'?" in capsys.readouterr().err
+
+
+def test_a_verbs_return_value_is_the_exit_code(verb: ModuleType) -> None:
+    verb.action = lambda number: number
+
+    assert cli.run(["try", "1"]) == 1
+    assert cli.run(["try", "0"]) == 0
+
+
+def test_a_user_error_is_one_line_on_stderr(
+    verb: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb.action = lambda number: fail(BundleError("no bundle at x"))
+
+    assert cli.run(["try", "1"]) == 1
+    assert capsys.readouterr().err == "vlp: no bundle at x\n"
+
+
+def test_a_bad_option_is_usage(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["try", "--no-such-option"]) == 2
+    assert "no-such-option" in capsys.readouterr().err
+
+
+def test_a_missing_extra_says_how_to_install_it(
+    verb: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ModuleNotFoundError("No module named 'torch'", name="torch")
+    monkeypatch.setattr(cli, "import_module", lambda name: fail(missing))
+
+    assert cli.run(["try", "1"]) == 3
+    assert "pip install 'vlp-deploy[train]'" in capsys.readouterr().err
+
+
+def test_an_unrelated_missing_module_is_not_swallowed(
+    verb: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    missing = ModuleNotFoundError("No module named 'ours'", name="ours")
+    monkeypatch.setattr(cli, "import_module", lambda name: fail(missing))
+
+    with pytest.raises(ModuleNotFoundError, match="ours"):
+        cli.run(["try", "1"])
+
+
+def test_an_interrupt_is_130(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    verb.action = lambda number: fail(KeyboardInterrupt())
+
+    assert cli.run(["try", "1"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+
+
+def test_help_of_a_verb_teaches(verb: ModuleType, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["try", "--help"]) == 0
+    assert "Any number." in capsys.readouterr().out

@@ -1,0 +1,94 @@
+"""Damage is found and named, wherever it is."""
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from vlp_deploy.errors import BundleError, IntegrityError
+from vlp_deploy.sealed import CHECKSUMS, SealedFolder, seal
+
+FILES = {"graph.onnx": b"graph" * 100, "manifest.json": b"{}", "empty": b""}
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    path = tmp_path / "bundle"
+    path.mkdir()
+    for name, content in {**FILES, CHECKSUMS: seal(FILES)}.items():
+        (path / name).write_bytes(content)
+    return path
+
+
+def complaints(folder: Path) -> dict[str, str]:
+    return {name: text for name, text in SealedFolder(folder).verify() if text is not None}
+
+
+def test_an_intact_folder_has_no_complaint(folder: Path) -> None:
+    assert complaints(folder) == {}
+    assert SealedFolder(folder).read("graph.onnx") == FILES["graph.onnx"]
+
+
+@pytest.mark.parametrize("position", [0, 250, 499])
+def test_a_flipped_byte_is_found_and_its_file_named(folder: Path, position: int) -> None:
+    content = bytearray(FILES["graph.onnx"])
+    content[position] ^= 1
+    (folder / "graph.onnx").write_bytes(content)
+
+    assert list(complaints(folder)) == ["graph.onnx"]
+    with pytest.raises(IntegrityError, match=r"graph\.onnx has changed since export"):
+        SealedFolder(folder).read("graph.onnx")
+
+
+def test_every_flipped_byte_of_the_list_itself_is_found_and_named(folder: Path) -> None:
+    whole = (folder / CHECKSUMS).read_bytes()
+    for position in range(len(whole)):
+        content = bytearray(whole)
+        content[position] ^= 1
+        (folder / CHECKSUMS).write_bytes(content)
+        with pytest.raises(IntegrityError, match=f"{CHECKSUMS} is damaged"):
+            SealedFolder(folder)
+
+
+def test_a_truncated_list_is_found(folder: Path) -> None:
+    whole = (folder / CHECKSUMS).read_bytes()
+    (folder / CHECKSUMS).write_bytes(whole[: len(whole) // 2])
+
+    with pytest.raises(IntegrityError, match="damaged"):
+        SealedFolder(folder)
+
+
+def test_missing_stray_and_linked_files_are_named(folder: Path) -> None:
+    (folder / "empty").unlink()
+    (folder / "stray").write_text("x")
+    (folder / "manifest.json").rename(folder.parent / "elsewhere")
+    (folder / "manifest.json").symlink_to(folder.parent / "elsewhere")
+
+    assert set(complaints(folder)) == {"empty", "stray", "manifest.json"}
+
+
+def test_a_path_outside_the_folder_is_refused(folder: Path) -> None:
+    (folder / CHECKSUMS).write_bytes(seal({"../secret": b"x"}))
+
+    with pytest.raises(IntegrityError, match="outside itself"):
+        SealedFolder(folder)
+
+
+@pytest.mark.parametrize("kind", ["nothing", "file", "folder without a list"])
+def test_what_is_no_bundle_is_said(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "thing"
+    if kind == "file":
+        path.write_text("x")
+    elif kind == "folder without a list":
+        path.mkdir()
+
+    with pytest.raises(BundleError, match="no bundle"):
+        SealedFolder(path)
+
+
+def test_coreutils_reads_the_list(folder: Path) -> None:
+    command = ["sha256sum", "--check", "--quiet", CHECKSUMS]
+
+    assert subprocess.run(command, cwd=folder, check=False).returncode == 0
+    (folder / "empty").write_text("no more")
+    assert subprocess.run(command, cwd=folder, check=False, capture_output=True).returncode == 1
