@@ -1,7 +1,7 @@
 """The `vlp` command: one table of verbs, and what happens when one of them fails.
 
 A verb is a plain function annotated for Typer. The table names it as text, so that `vlp classify`
-never imports training or export code; this is the only place where the runtime names them.
+never imports training or export code.
 """
 
 import os
@@ -9,11 +9,11 @@ import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from difflib import get_close_matches
-from importlib import import_module
 from typing import Any
 
 from vlp_deploy import __version__
-from vlp_deploy.errors import MissingExtraError, VlpError
+from vlp_deploy.errors import VlpError
+from vlp_deploy.extras import load_function
 
 USER_ERROR, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
@@ -36,11 +36,6 @@ VERBS = {
     "inspect": Verb("vlp_deploy.commands.inspect:inspect", "Show a bundle or a prompt checkpoint"),
     "verify": Verb("vlp_deploy.commands.verify:verify", "Check a bundle's bytes, file by file"),
     "methods": Verb("vlp_deploy.commands.methods:methods", "List the prompt-learning methods"),
-}
-# Modules whose absence means that an extra is not installed; any other missing module is our bug.
-EXTRA_MODULES = {
-    "train": {"torch": "torch", "open_clip": "open_clip_torch"},
-    "export": {"onnx": "onnx", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"},
 }
 
 
@@ -79,16 +74,7 @@ def run(arguments: Sequence[str]) -> int:
 def load_verb(name: str) -> Callable[..., Any]:
     """Import a verb's function. Raises MissingExtraError if its extra is not installed."""
     verb = VERBS[name]
-    module, _, function = verb.target.partition(":")
-    try:
-        return getattr(import_module(module), function)  # type: ignore[no-any-return]
-    except ModuleNotFoundError as missing:
-        packages = EXTRA_MODULES.get(verb.extra or "", {})
-        if missing.name not in packages:
-            raise  # a bug of ours, not a missing extra
-        raise MissingExtraError(
-            f"`vlp {name}`", needs=packages[missing.name], extra=verb.extra or ""
-        ) from None
+    return load_function(verb.target, extra=verb.extra, what=f"`vlp {name}`")
 
 
 def usage() -> str:

@@ -7,7 +7,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from vlp_deploy import __version__, cli
+from vlp_deploy import __version__, cli, extras
 from vlp_deploy.errors import BundleError
 
 
@@ -72,7 +72,7 @@ def test_a_missing_extra_says_how_to_install_it(
     verb: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = ModuleNotFoundError("No module named 'torch'", name="torch")
-    monkeypatch.setattr(cli, "import_module", lambda name: fail(missing))
+    monkeypatch.setattr(extras, "import_module", lambda name: fail(missing))
 
     assert cli.run(["try", "1"]) == 3
     assert "pip install 'vlp-deploy[train]'" in capsys.readouterr().err
@@ -82,7 +82,7 @@ def test_an_unrelated_missing_module_is_not_swallowed(
     verb: ModuleType, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     missing = ModuleNotFoundError("No module named 'ours'", name="ours")
-    monkeypatch.setattr(cli, "import_module", lambda name: fail(missing))
+    monkeypatch.setattr(extras, "import_module", lambda name: fail(missing))
 
     with pytest.raises(ModuleNotFoundError, match="ours"):
         cli.run(["try", "1"])
