@@ -1,11 +1,12 @@
-"""Icon sets with emoji become a data set: class = what is drawn, sample = one vendor's drawing of it.
+"""Icon sets with emoji become a data set: class = what is drawn, sample = one vendor's drawing.
 
+    npm pack @iconify/json@2.2.535 && tar xf iconify-json-*.tgz     # unpacks to package/
     python -m vlp_train.emoji --icons package/json --output vlp_deploy/embedded/emoji
 
-The classes are curated in `emoji_classes.tsv`: a plain name, the icon that most sets use for it and,
-where it differs, Mozilla's icon. Names are compared without punctuation: fxemoji's "kiwifruit" is
-"kiwi-fruit". A class must exist in `MINIMUM_STYLES` styles, and training styles never share a vendor
-with test styles. Equal icons and equal versions of resvg-py and Pillow give equal bytes.
+The classes are curated in `emoji_classes.tsv`: a plain name, the icon that most sets use for it
+and, where it differs, Mozilla's icon. Names are compared without punctuation: fxemoji's have none.
+A class must exist in `MINIMUM_STYLES` styles, and training styles never share a vendor with test
+styles. Equal icons and equal versions of resvg-py and Pillow give equal bytes.
 """
 
 import argparse
@@ -311,7 +312,7 @@ at least {MINIMUM_STYLES} of the {len(STYLES)} styles.
 Everything here is written by
 
 ```
-npm pack @iconify/json && tar xf iconify-json-*.tgz     # unpacks to package/
+npm pack @iconify/json@2.2.535 && tar xf iconify-json-*.tgz     # unpacks to package/
 python -m vlp_train.emoji --icons package/json --output vlp_deploy/embedded/emoji
 ```
 
@@ -344,7 +345,8 @@ def read_sets(icons: Path) -> dict[str, IconSet]:
         if found != style.declared_licence:
             raise DataError(
                 f"{icons / style.prefix}.json declares licence {found},"
-                f" expected {style.declared_licence}. Check the vendor's terms, then correct STYLES in vlp_train/emoji.py."
+                f" expected {style.declared_licence}."
+                " Check the vendor's terms, then correct STYLES in vlp_train/emoji.py."
             )
     return sets
 
