@@ -30,22 +30,29 @@ class Attention(nn.Module):
         self.out_proj = nn.Linear(width, width)
         nn.init.normal_(self.in_proj_weight, std=width**-0.5)
 
-    def forward(self, x: Tensor, *, causal: bool, before: KeysValues | None = None) -> Tensor:
-        """`x` (N, L, d) attends to `before` (shared keys and values, (1, h, p, d/h)) and itself."""
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
+        """(N, L, d) → (N, L, d)."""
         query, keys, values = self._project(x)
-        mask = None
-        if before is not None:
-            keys = torch.cat([before[0].expand(len(x), -1, -1, -1), keys], dim=2)
-            values = torch.cat([before[1].expand(len(x), -1, -1, -1), values], dim=2)
-            if causal:  # row i sees the whole prefix and x[0..i]
-                length, total = x.shape[1], keys.shape[2]
-                everything = torch.ones(length, total, dtype=torch.bool, device=x.device)
-                mask = everything.tril(diagonal=total - length)
-        attended = F.scaled_dot_product_attention(
-            query, keys, values, attn_mask=mask, is_causal=causal and before is None
-        )
-        merged: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))  # (N, L, d)
-        return merged
+        attended = F.scaled_dot_product_attention(query, keys, values, is_causal=causal)
+        return self._merge(attended)
+
+    def behind(self, before: KeysValues, x: Tensor, *, last_only: bool = False) -> Tensor:
+        """`x` (N, L, d) attends causally to itself and wholly to `before`, (1, h, p, d/h) each.
+
+        The shared keys and values are multiplied as they are, not copied for every row. With
+        `last_only` the answer is the last token's, (N, 1, d).
+        """
+        query, keys, values = self._project(x)
+        length = x.shape[1]
+        future = torch.ones(length, length, dtype=torch.bool, device=x.device).triu(1)
+        if last_only:
+            query, future = query[:, :, -1:], future[-1:]
+        query = query * query.shape[-1] ** -0.5
+        shared = _times_shared(query, before[0][0].transpose(1, 2))  # (N, h, L, p)
+        own = (query @ keys.transpose(2, 3)).masked_fill(future, -torch.inf)  # (N, h, L, L)
+        weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
+        shared, own = weights.split([shared.shape[-1], length], dim=-1)
+        return self._merge(_times_shared(shared, before[1][0]) + own @ values)
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """(N, L, d) → keys and values (N, h, L, d/h)."""
@@ -58,6 +65,10 @@ class Attention(nn.Module):
             part.unflatten(-1, (self.heads, -1)).transpose(1, 2) for part in packed.chunk(3, -1)
         )
         return query, keys, values  # each (N, h, L, d/h)
+
+    def _merge(self, attended: Tensor) -> Tensor:
+        merged: Tensor = self.out_proj(attended.transpose(1, 2).flatten(2))  # (N, L, d)
+        return merged
 
 
 class Mlp(nn.Module):
@@ -87,9 +98,16 @@ class Block(nn.Module):
         self.ln_2 = nn.LayerNorm(tower.width)
         self.mlp = Mlp(tower.width, tower.mlp_width, quick_gelu=quick_gelu)
 
-    def forward(self, x: Tensor, *, causal: bool, before: KeysValues | None = None) -> Tensor:
+    def forward(self, x: Tensor, *, causal: bool) -> Tensor:
         """(N, L, d) → (N, L, d)."""
-        x = x + self.attn(self.ln_1(x), causal=causal, before=before)
+        x = x + self.attn(self.ln_1(x), causal=causal)
+        x = x + self.mlp(self.ln_2(x))
+        return x
+
+    def behind(self, before: KeysValues, x: Tensor, *, last_only: bool = False) -> Tensor:
+        """`forward`, causal, of rows behind a prefix they all share; or of their last token."""
+        attended = self.attn.behind(before, self.ln_1(x), last_only=last_only)
+        x = (x[:, -1:] if last_only else x) + attended
         x = x + self.mlp(self.ln_2(x))
         return x
 
@@ -193,72 +211,103 @@ class Clip(nn.Module):
 
         `eot` (N,) is where the feature is read (default: the largest id, CLIP's end of text). Where
         `slots` (N, L) is j >= 0 the token is replaced by `prompts[0, j]` at the input and again by
-        `prompts[l, j]` before layer l < J.
+        `prompts[l, j]` before layer l < J. `prompts` are (J, m, d), or (J, N, m, d) for contexts of
+        each row's own.
         """
         eot = ids.argmax(dim=-1) if eot is None else eot
-        x = self._embed(ids, slots, prompts)
+        rows = _Rows(ids, slots, prompts)
+        x = self._embed(rows)
         for index, block in enumerate(self.transformer.resblocks):
-            x = block(_prompted(x, slots, prompts, index), causal=True)
-        return self._read(x, eot)
+            x = block(rows.prompted(x, index), causal=True)
+        return self._project_text(x[torch.arange(len(x), device=x.device), eot])
 
     def encode_text_fast(
         self, ids: Tensor, eot: Tensor, slots: Tensor | None = None, prompts: Tensor | None = None
     ) -> Tensor:
         """`encode_text`, exactly, with less work: values and gradients are the same.
 
-        The mask is causal, so tokens after the last end of text are cut, and the leading tokens
-        that all rows share run once with batch 1 while the rest of each row attends to their keys
-        and values.
+        The mask is causal, so tokens after a row's end of text are never read: rows of equal length
+        are grouped and cut there. The leading tokens that all rows share run once, and the rest of
+        each row attends to their keys and values. The last block computes the end of text only.
         """
-        length = int(eot.max()) + 1
-        ids = ids[:, :length]
-        slots = None if slots is None else slots[:, :length]
-        shared = _shared_prefix(ids, eot, slots)  # p
-        x = self._embed(ids, slots, prompts)
-        prefix, rest = x[:1, :shared], x[:, shared:]  # (1, p, d), (N, L - p, d)
-        prefix_slots = None if slots is None else slots[:1, :shared]
-        rest_slots = None if slots is None else slots[:, shared:]
+        shared = _shared_prefix(ids, eot, slots, prompts)  # p
+        groups = [torch.nonzero(eot == end)[:, 0] for end in eot.unique()]  # G times (n,)
+        everything = _Rows(ids, slots, prompts)
+        prefix = everything.cut(groups[0][:1], slice(0, shared))
+        suffixes = [everything.cut(rows, slice(shared, int(eot[rows[0]]) + 1)) for rows in groups]
+        x_prefix = self._embed(prefix)  # (1, p, d)
+        x_suffixes = [self._embed(suffix) for suffix in suffixes]  # G times (n, eot + 1 - p, d)
         for index, block in enumerate(self.transformer.resblocks):
-            prefix = _prompted(prefix, prefix_slots, prompts, index)
-            rest = _prompted(rest, rest_slots, prompts, index)
-            rest = block(rest, causal=True, before=block.keys_values(prefix))
-            prefix = block(prefix, causal=True)
-        return self._read(rest, eot - shared)
+            x_prefix = prefix.prompted(x_prefix, index)
+            before = block.keys_values(x_prefix)
+            last = index == len(self.transformer.resblocks) - 1
+            x_suffixes = [
+                block.behind(before, suffix.prompted(x, index), last_only=last)
+                for suffix, x in zip(suffixes, x_suffixes, strict=True)
+            ]
+            if not last:
+                x_prefix = block(x_prefix, causal=True)
+        features = self._project_text(torch.cat(x_suffixes)[:, 0])  # (N, D), group after group
+        return features[torch.cat(groups).argsort()]
 
-    def _embed(self, ids: Tensor, slots: Tensor | None, prompts: Tensor | None) -> Tensor:
-        x = self.token_embedding(ids)
-        if slots is not None and prompts is not None and len(prompts):
-            x = _replace(x, slots, prompts[0])
-        embedded: Tensor = x + self.positional_embedding[: ids.shape[1]]
+    def _embed(self, rows: "_Rows") -> Tensor:
+        x = rows.prompted(self.token_embedding(rows.ids), 0)
+        embedded: Tensor = x + self.positional_embedding[rows.start : rows.start + x.shape[1]]
         return embedded
 
-    def _read(self, x: Tensor, eot: Tensor) -> Tensor:
-        rows = torch.arange(len(x), device=x.device)
-        features: Tensor = self.ln_final(x[rows, eot]) @ self.text_projection
+    def _project_text(self, x: Tensor) -> Tensor:
+        features: Tensor = self.ln_final(x) @ self.text_projection
         return features
+
+
+class _Rows:
+    """Token rows, or a rectangle cut out of them, and the learned prompts that stand in them."""
+
+    def __init__(
+        self, ids: Tensor, slots: Tensor | None, prompts: Tensor | None, *, start: int = 0
+    ) -> None:
+        self.ids, self.start = ids, start
+        self.slots = slots if slots is not None and bool((slots >= 0).any()) else None
+        self.prompts = None if prompts is None or prompts.numel() == 0 else prompts
+        if self.slots is not None and self.prompts is not None:
+            self._where = (self.slots >= 0)[..., None]
+            tokens = torch.arange(self.prompts.shape[-2], device=ids.device)
+            self._choice = (self.slots[..., None] == tokens).to(self.prompts.dtype)  # (N, L, m)
+
+    def cut(self, rows: Tensor, span: slice) -> "_Rows":
+        """The given rows' tokens in `span`."""
+        prompts = self.prompts
+        if prompts is not None and prompts.ndim == 4:
+            prompts = prompts[:, rows]
+        slots = None if self.slots is None else self.slots[rows, span]
+        return _Rows(self.ids[rows, span], slots, prompts, start=span.start)
+
+    def prompted(self, x: Tensor, layer: int) -> Tensor:
+        """`x` (N, L, d) as layer `layer` reads it: its slots overwritten, if it is prompted."""
+        if self.slots is None or self.prompts is None or layer >= len(self.prompts):
+            return x
+        # A product with one-hot rows, not an indexed read: on CPUs the gradient of the latter adds
+        # up in an order that varies from run to run.
+        learned = self._choice @ self.prompts[layer]
+        return torch.where(self._where, learned.to(x.dtype), x)
 
 
 def _append(x: Tensor, prompts: Tensor) -> Tensor:
     return torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
 
-def _prompted(x: Tensor, slots: Tensor | None, prompts: Tensor | None, layer: int) -> Tensor:
-    """Deep text prompting: overwrite the slots before every prompted layer but the first."""
-    if slots is None or prompts is None or not 1 <= layer < len(prompts):
-        return x
-    return _replace(x, slots, prompts[layer])
+def _times_shared(x: Tensor, shared: Tensor) -> Tensor:
+    """x (N, h, L, a) times one matrix a head, (h, a, b) → (N, h, L, b), as h large products."""
+    rows, length = x.shape[0], x.shape[2]
+    product = x.transpose(0, 1).flatten(1, 2) @ shared  # (h, N·L, b)
+    return product.unflatten(1, (rows, length)).transpose(0, 1)
 
 
-def _replace(x: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
-    """x (N, L, d) with rows from `prompts` (m, d) where slots (N, L) is not -1."""
-    if len(prompts) == 0:
-        return x
-    return torch.where((slots >= 0)[..., None], prompts[slots.clamp(min=0)].to(x.dtype), x)
-
-
-def _shared_prefix(ids: Tensor, eot: Tensor, slots: Tensor | None) -> int:
+def _shared_prefix(ids: Tensor, eot: Tensor, slots: Tensor | None, prompts: Tensor | None) -> int:
     """How many leading tokens are the same in all rows and lie before every end of text."""
     same = (ids == ids[:1]).all(dim=0)
     if slots is not None:
         same &= (slots == slots[:1]).all(dim=0)
+        if prompts is not None and prompts.ndim == 4:  # every row has learned vectors of its own
+            same &= (slots < 0).all(dim=0)
     return min(int(same.int().cumprod(dim=0).sum()), int(eot.min()))
