@@ -1,11 +1,11 @@
 """From text to CLIP's token ids and back: byte-level BPE over cleaned, lower-cased words.
 
-The algorithm is byte-pair encoding (arXiv:1508.07909) over bytes as in GPT-2, with an end-of-word form of
-every byte. Ids are open_clip's, with one deliberate difference: the words `<start_of_text>` and
-`<end_of_text>` in a text are spelled out like any other word. open_clip turns them into the real special
-tokens, so that a class name could end its own prompt.
+The algorithm is byte-pair encoding (arXiv:1508.07909) over bytes as in GPT-2, with an end-of-word
+form of every byte. Ids are open_clip's, with one deliberate difference: the words `<start_of_text>`
+and `<end_of_text>` in a text are spelled out like any other word. open_clip turns them into the
+real special tokens, so that a class name could end its own prompt.
 
-Vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges in rank order, start and end of text.
+Vocabulary: 256 bytes, 256 bytes that end a word, 48,894 merges by rank, start and end of text.
 """
 
 import gzip
@@ -65,9 +65,8 @@ class Tokenizer:
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text`, without start and end of text; no limit on their number."""
-        return [
-            index for word in _word_pattern().findall(clean(text)) for index in self._word_ids(word)
-        ]
+        words = _word_pattern().findall(clean(text))
+        return [index for word in words for index in self._word_ids(word)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """Text of token ids: lower case, a blank after every word, U+FFFD for broken UTF-8."""

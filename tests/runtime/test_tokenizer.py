@@ -42,9 +42,8 @@ texts = st.lists(pieces, max_size=6).map(" ".join) | st.text(max_size=60)
 
 @pytest.fixture(scope="module")
 def reference():
-    return pytest.importorskip(
-        "open_clip.tokenizer", reason="compares with open_clip"
-    ).SimpleTokenizer()
+    module = pytest.importorskip("open_clip.tokenizer", reason="compares with open_clip")
+    return module.SimpleTokenizer()
 
 
 @settings(max_examples=600, deadline=None)
