@@ -1,0 +1,104 @@
+"""`vlp inspect`: what is inside a bundle, a prompt checkpoint or a training run."""
+
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vlp_deploy.bundle import MANIFEST, Bundle
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.embedded import default_bundle
+
+CLASSES_SHOWN = 8
+
+
+def inspect(
+    path: Annotated[
+        Path | None,
+        typer.Argument(help="Bundle, checkpoint or run folder. Default: the embedded bundle."),
+    ] = None,
+    json: Annotated[bool, typer.Option("--json", help="The whole header as JSON.")] = False,
+) -> None:
+    """Show method, backbone, classes, graphs, sizes and parity. Reads only; nothing is run."""
+    source = path or default_bundle()
+    if (source / MANIFEST).exists():
+        bundle = Bundle(source)
+        _show_json(bundle.manifest) if json else _show_bundle(bundle)
+    else:
+        checkpoint = PromptCheckpoint.load(source)
+        _show_json(checkpoint.header) if json else _show_checkpoint(checkpoint, source)
+
+
+def _show_json(record: msgspec.Struct) -> None:
+    print(msgspec.json.format(msgspec.json.encode(record), indent=2).decode())
+
+
+def _show_bundle(bundle: Bundle) -> None:
+    manifest, console = bundle.manifest, Console(highlight=False)
+    console.print(f"bundle {bundle.path}, {bundle.digest[:12]}")
+    _show_rows(
+        console,
+        {
+            "method": manifest.method,
+            "backbone": f"{manifest.backbone.name} ({manifest.backbone.pretrained})",
+            "engine": f"{manifest.engine}, {manifest.precision}",
+            "classes": _summary(manifest.classes),
+            "new classes": "yes" if manifest.new_classes.allowed else manifest.new_classes.reason,
+            "templates": " | ".join(manifest.templates),
+            "learned": f"{manifest.text_layout.tokens} text tokens "
+            f"({manifest.text_layout.position}), {manifest.visual_layout.tokens} visual tokens",
+            "logit scale": f"{manifest.logit_scale:.4g}, temperature {manifest.temperature:.4g}",
+            "made with": ", ".join(f"{name} {v}" for name, v in manifest.tools.items()),
+        },
+    )
+    graphs = Table("graph", "file", "opset", "nodes", "GFLOP", "MB")
+    for role, graph in manifest.graphs.items():
+        size = (bundle.path / graph.file).stat().st_size / 1e6
+        cells = (str(graph.opset), str(graph.nodes), f"{graph.flops / 1e9:.3g}", f"{size:.1f}")
+        graphs.add_row(role, graph.file, *cells)
+    console.print(graphs)
+    parity = Table("engine", "precision", "batch", "largest difference", "tolerance", "top-1")
+    for row in manifest.parity:
+        parity.add_row(
+            row.engine,
+            row.precision,
+            str(row.batch),
+            f"{row.max_logit_difference:.1e}",
+            f"{row.tolerance:.1e}",
+            f"{row.top1_agreement:.0%}",
+        )
+    console.print(parity)
+
+
+def _show_checkpoint(checkpoint: PromptCheckpoint, path: Path) -> None:
+    header, console = checkpoint.header, Console(highlight=False)
+    console.print(f"prompt checkpoint {path}")
+    _show_rows(
+        console,
+        {
+            "method": header.method,
+            "hyper-parameters": ", ".join(f"{k}={v}" for k, v in header.hyper_parameters.items()),
+            "backbone": f"{header.backbone.name} ({header.backbone.pretrained})",
+            "classes": _summary(header.class_names),
+            "templates": " | ".join(header.templates),
+            "provenance": ", ".join(f"{k}={v}" for k, v in header.provenance.items()),
+        },
+    )
+    tensors = Table("tensor", "shape", "type")
+    for name, tensor in sorted(checkpoint.tensors.items()):
+        tensors.add_row(name, " x ".join(map(str, tensor.shape)), str(tensor.dtype))
+    console.print(tensors)
+
+
+def _show_rows(console: Console, rows: dict[str, str]) -> None:
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        console.print(f"  {name:<{width}}  {value}", markup=False)
+
+
+def _summary(names: tuple[str, ...]) -> str:
+    shown = ", ".join(names[:CLASSES_SHOWN])
+    return f"{len(names)}: {shown}" + (", …" if len(names) > CLASSES_SHOWN else "")
