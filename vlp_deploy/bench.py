@@ -1,0 +1,234 @@
+"""A bundle's latency, throughput, cold start and accuracy, beside what users would run instead.
+
+Everything is measured in one run on one machine: contenders take turns, and the text embeddings of
+every contender are computed beforehand. B batch, K classes, S image size.
+"""
+
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from vlp_deploy.architecture import Preprocessing, Record
+from vlp_deploy.bundle import Bundle
+from vlp_deploy.data import Dataset, Sample
+from vlp_deploy.errors import DataError, VlpError
+from vlp_deploy.images import load_image
+from vlp_deploy.measure import Doubles, Latency, Machine, Ratio, paired_ratio, take_turns
+from vlp_deploy.preprocess import preprocess
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+Progress = Callable[[str, int], None]  # what is being done, and how many steps of it just were
+
+# what else can run the same tuned classifier -> the function that loads it, and its extra
+AGAINST = {"torch": ("vlp_train.eager:load_eager", "train")}
+ACCURACY_BATCH = 64
+SCHEMA_VERSION = 1
+
+
+class Contender(Protocol):
+    """Anything that turns pixels into logits."""
+
+    def logits(self, pixels: Pixels) -> Floats:
+        """uint8 (B, 3, S, S) → (B, K)."""
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """Share of test images whose class is first, or among the first five."""
+
+    images: int
+    top1: float
+    top5: float
+
+
+class Agreement(Record, frozen=True, kw_only=True):
+    """How far another contender's logits are from the bundle's, over all test images."""
+
+    images: int
+    max_logit_difference: float
+    same_top1: int
+
+
+class ColdStart(Record, frozen=True, kw_only=True):
+    """From process start to the answer for one image, and the process's peak memory."""
+
+    first_s: float  # with an empty cache
+    later_s: tuple[float, ...]
+    peak_memory_mb: float
+
+
+class ContenderResult(Record, frozen=True, kw_only=True):
+    """What was measured of one contender. `ratio` is its time over the bundle's, per batch size."""
+
+    name: str
+    text_embeddings_cached: bool = True
+    latencies: tuple[Latency, ...]
+    ratios: tuple[Ratio, ...] = ()
+    accuracy: Accuracy | None = None
+    agreement: Agreement | None = None
+
+
+class BenchReport(Record, frozen=True, kw_only=True):
+    """One run of `vlp bench`, as it is written to JSON."""
+
+    schema_version: int = SCHEMA_VERSION
+    bundle: str
+    method: str
+    engine: str
+    precision: str
+    classes: int
+    gflops_per_image: float
+    threads: int
+    data: str = ""
+    machine: Machine
+    cold_start: ColdStart | None = None
+    contenders: tuple[ContenderResult, ...]
+
+
+def measure_contenders(
+    contenders: Mapping[str, Contender],
+    bundle: Bundle,
+    samples: Sequence[Sample],
+    *,
+    batches: Sequence[int],
+    seconds: float,
+    progress: Progress,
+) -> tuple[ContenderResult, ...]:
+    """Latency of all contenders by turns, then their logits for `samples`. The first is the
+    reference.
+
+    `seconds` are spent on every batch size.
+    """
+    times = measure_latencies(
+        contenders, bundle.golden().pixels, batches=batches, seconds=seconds, progress=progress
+    )
+    logits = {
+        name: all_logits(contender, samples, bundle.manifest.preprocessing, progress=progress)
+        for name, contender in (contenders.items() if samples else ())
+    }
+    labels = np.array([sample.label for sample in samples], np.int64)
+    reference = next(iter(contenders))
+    return tuple(
+        ContenderResult(
+            name=name,
+            latencies=tuple(Latency.of(ms, batch=n) for n, ms in times[name].items()),
+            ratios=tuple(paired_ratio(ms, times[reference][n]) for n, ms in times[name].items()),
+            accuracy=accuracy(logits[name], labels) if samples else None,
+            agreement=agreement(logits[reference], logits[name]) if samples else None,
+        )
+        for name in contenders
+    )
+
+
+def measure_latencies(
+    contenders: Mapping[str, Contender],
+    pixels: Pixels,
+    *,
+    batches: Sequence[int],
+    seconds: float,
+    progress: Progress,
+) -> dict[str, dict[int, Doubles]]:
+    """Milliseconds of every call: contender → batch size → times, by turns.
+
+    `pixels` (n, 3, S, S) are repeated to fill a batch.
+    """
+    times: dict[str, dict[int, Doubles]] = {name: {} for name in contenders}
+    for batch in batches:
+        images = np.resize(pixels, (batch, *pixels.shape[1:]))
+        calls = {name: _call(contender, images) for name, contender in contenders.items()}
+        for name, measured in take_turns(calls, seconds=seconds).items():
+            times[name][batch] = measured
+        progress(f"latency at batch {batch}", 1)
+    return times
+
+
+def _call(contender: Contender, images: Pixels) -> Callable[[], object]:
+    return lambda: contender.logits(images)
+
+
+def all_logits(
+    contender: Contender,
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    *,
+    progress: Progress,
+) -> Floats:
+    """Logits (n, K) of every sample, exactly decoded; DataError names an unreadable image."""
+    rows = []
+    for start in range(0, len(samples), ACCURACY_BATCH):
+        chunk = samples[start : start + ACCURACY_BATCH]
+        rows.append(contender.logits(np.stack([_pixels(s.path, preprocessing) for s in chunk])))
+        progress("accuracy", len(chunk))
+    return np.concatenate(rows)
+
+
+def _pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
+    try:
+        return preprocess(load_image(path), preprocessing)
+    except VlpError as error:
+        raise DataError(f"test image {path}: {error}. Mend or remove it") from error
+
+
+def accuracy(logits: Floats, labels: NDArray[np.int64]) -> Accuracy:
+    """Top-1 and top-5 of logits (n, K) against labels (n,); ties count against the model."""
+    of_truth = logits[np.arange(len(labels)), labels][:, None]
+    rank = (logits >= of_truth).sum(axis=1)  # 1 = best
+    return Accuracy(
+        images=len(labels), top1=float((rank <= 1).mean()), top5=float((rank <= 5).mean())
+    )
+
+
+def agreement(reference: Floats, other: Floats) -> Agreement:
+    """Compare two contenders' logits (n, K)."""
+    return Agreement(
+        images=len(reference),
+        max_logit_difference=float(np.abs(reference - other).max()),
+        same_top1=int((reference.argmax(axis=1) == other.argmax(axis=1)).sum()),
+    )
+
+
+def labels_in_bundle(dataset: Dataset, classes: Sequence[str]) -> list[Sample]:
+    """The test samples with labels counted in the bundle's `classes`.
+
+    Raises DataError if DATA has classes that the bundle lacks.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    if strangers := [name for name in dataset.class_names if name not in index]:
+        raise DataError(
+            f"{dataset.source} has {len(strangers)} classes that the bundle does not know, first "
+            f"{strangers[0]!r}; the bundle has {len(classes)}. Add --data-classes to classify "
+            "into the classes of the data instead"
+        )
+    return [
+        Sample(path=sample.path, label=index[dataset.class_names[sample.label]])
+        for sample in dataset.split("test")
+    ]
+
+
+def measure_cold_start(bundle: Bundle, *, engine: str, repeats: int = 5) -> ColdStart:
+    """Start `vlp classify` on one image in fresh processes, the first with an empty cache."""
+    with tempfile.TemporaryDirectory() as folder:
+        image = Path(folder) / "image.png"
+        Image.fromarray(bundle.golden().pixels[0].transpose(1, 2, 0)).save(image)
+        command = [sys.executable, "-m", "vlp_deploy", "classify", str(image), "--format", "jsonl"]
+        command += ["--bundle", str(bundle.path), "--engine", engine]
+        environment = {**os.environ, "VLP_CACHE": f"{folder}/cache"}
+        seconds = []
+        for _ in range(1 + repeats):
+            start = time.perf_counter()
+            subprocess.run(command, env=environment, check=True, capture_output=True)
+            seconds.append(time.perf_counter() - start)
+    peak_kib = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    return ColdStart(
+        first_s=seconds[0], later_s=tuple(seconds[1:]), peak_memory_mb=peak_kib * 1024 / 1e6
+    )

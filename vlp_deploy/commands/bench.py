@@ -1,0 +1,152 @@
+"""`vlp bench`: what a bundle costs and how often it is right, in a table and as JSON."""
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vlp_deploy import bench as measuring
+from vlp_deploy.bench import AGAINST, BenchReport, Contender
+from vlp_deploy.bundle import Bundle
+from vlp_deploy.classifier import Classifier
+from vlp_deploy.data import load_dataset
+from vlp_deploy.embedded import default_bundle
+from vlp_deploy.errors import EngineError
+from vlp_deploy.extras import load_function
+from vlp_deploy.files import write_atomic
+from vlp_deploy.measure import describe_machine
+
+PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
+REPORT_FILE = "bench.json"
+OURS = "vlp-deploy"
+
+
+def bench(
+    bundle: Annotated[
+        Path | None, typer.Argument(help="Folder made by `vlp export`. Default: the embedded one.")
+    ] = None,
+    data: Annotated[
+        Path | None, typer.Option(help="Labelled images: accuracy on their test split.")
+    ] = None,
+    data_classes: Annotated[
+        bool, typer.Option(help="Classify into the class names of --data, not the bundle's.")
+    ] = False,
+    against: Annotated[
+        str, typer.Option(help="Run the same classifier beside it, comma-separated: torch.")
+    ] = "",
+    pretrained: Annotated[
+        str | None, typer.Option(help="The backbone's weights, for --against torch.")
+    ] = None,
+    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes: 1, 8.")] = None,
+    seconds: Annotated[float, typer.Option(min=0, help="Time to spend on each batch size.")] = 5.0,
+    threads: Annotated[int, typer.Option(min=0, help="0: one for every core.")] = 0,
+    engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
+    cold_start: Annotated[bool, typer.Option(help="Also measure fresh processes.")] = True,
+    output: Annotated[
+        Path | None, typer.Option(help=f"Folder for {REPORT_FILE}; replaced if it is there.")
+    ] = None,
+) -> None:
+    """Measure latency per batch size, throughput, cold start, and accuracy on labelled images.
+
+    With --against, the same tuned classifier runs in PyTorch in the same run, by turns with the
+    bundle, and a ratio is printed with its 95 % interval. Close other programs first.
+    """
+    opened = Bundle(bundle or default_bundle())
+    threads = threads or len(os.sched_getaffinity(0))
+    classifier = Classifier.load(opened.path, engine=engine, threads=threads)
+    dataset = load_dataset(data) if data else None
+    if dataset and data_classes:
+        classifier = classifier.with_classes(list(dataset.class_names))
+    samples = measuring.labels_in_bundle(dataset, classifier.classes) if dataset else []
+    contenders: dict[str, Contender] = {OURS: classifier}
+    for name in filter(None, against.split(",")):
+        contenders[name] = _rival(name, opened, classifier.classes, pretrained, threads)
+
+    batches = batch or [1, 8]
+    steps = len(batches) + len(samples) * len(contenders)
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("latency", total=steps)
+        results = measuring.measure_contenders(
+            contenders,
+            opened,
+            samples,
+            batches=batches,
+            seconds=seconds,
+            progress=lambda text, n: bar.update(task, advance=n, description=text),
+        )
+        bar.update(task, description="cold start")
+        start = measuring.measure_cold_start(opened, engine=engine) if cold_start else None
+    manifest = opened.manifest
+    report = BenchReport(
+        bundle=str(opened.path),
+        method=manifest.method,
+        engine=classifier.engine,
+        precision=manifest.precision,
+        classes=len(classifier.classes),
+        gflops_per_image=manifest.graphs["image"].flops / 1e9,
+        threads=threads,
+        data=str(data or ""),
+        machine=describe_machine(PACKAGES),
+        cold_start=start,
+        contenders=results,
+    )
+    if output:
+        content = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
+        write_atomic(output / REPORT_FILE, content)
+    print_report(report)
+
+
+def _rival(
+    name: str, bundle: Bundle, classes: tuple[str, ...], pretrained: str | None, threads: int
+) -> Contender:
+    if name not in AGAINST:
+        raise EngineError(f"--against {name}: unknown. Available: {', '.join(AGAINST)}")
+    target, extra = AGAINST[name]
+    load = load_function(target, extra=extra, what=f"`vlp bench --against {name}`")
+    contender: Contender = load(bundle, classes=classes, pretrained=pretrained, threads=threads)
+    return contender
+
+
+def print_report(report: BenchReport) -> None:
+    """The report as a table on stdout."""
+    machine, console = report.machine, Console(highlight=False)
+    loaded = machine.load_average > machine.cores
+    console.print(
+        f"{report.method}, {report.classes} classes, {report.engine} {report.precision}, "
+        f"{report.gflops_per_image:.3g} GFLOP an image, {report.threads} threads\n"
+        f"{machine.cpu}, load {machine.load_average}"
+        + (" (a loaded machine: trust the ratios only)" if loaded else "")
+    )
+    table = Table("contender", "batch", "calls", "p50 ms", "p90", "p95", "p99", "images/s", "time")
+    for contender in report.contenders:
+        for latency, ratio in zip(contender.latencies, contender.ratios, strict=True):
+            times = (latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms)
+            table.add_row(
+                contender.name,
+                str(latency.batch),
+                str(latency.calls),
+                *(f"{value:.2f}" for value in times),
+                f"{latency.images_per_s:.1f}",
+                f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})",
+            )
+    console.print(table)
+    for contender in report.contenders:
+        if contender.accuracy and contender.agreement:
+            console.print(
+                f"{contender.name}: top-1 {contender.accuracy.top1:.2%}, top-5 "
+                f"{contender.accuracy.top5:.2%} of {contender.accuracy.images} images; same "
+                f"first class as {OURS} for {contender.agreement.same_top1}, largest difference "
+                f"of a logit {contender.agreement.max_logit_difference:.1e}"
+            )
+    if report.cold_start:
+        later = np.median(report.cold_start.later_s)
+        console.print(
+            f"process start to first answer: {report.cold_start.first_s:.2f} s the first time, "
+            f"{later:.2f} s after that; peak memory {report.cold_start.peak_memory_mb:.0f} MB"
+        )
