@@ -244,7 +244,7 @@ def _list_file(file: Path, root: Path) -> tuple[list[str], _Splits]:
 def _samples(rows: Iterable[Row], labels: Sequence[str], *, file: Path, root: Path) -> _Splits:
     index = {label: number for number, label in enumerate(labels)}
     splits: dict[str, list[Sample]] = defaultdict(list)
-    seen: dict[Path, Row] = {}
+    seen: dict[str, Row] = {}
     missing = []
     for row in rows:
         if ".." in row.path.split("/"):
@@ -253,11 +253,12 @@ def _samples(rows: Iterable[Row], labels: Sequence[str], *, file: Path, root: Pa
                 " Pass the folder above as image root and write paths from there."
             )
         path = root / row.path
-        if path in seen:
-            raise _listed_twice(file, seen[path], row)
-        seen[path] = row
-        if not os.path.isfile(path):
-            missing.append(f"{path} ({row.where})")
+        written = str(path)  # hashed and looked up faster than a Path, which counts with a million
+        if written in seen:
+            raise _listed_twice(file, seen[written], row)
+        seen[written] = row
+        if not os.path.isfile(written):
+            missing.append(f"{written} ({row.where})")
         splits[_split_name(row.split, file, row.where)].append(Sample(path, index[row.label]))
     if missing:
         raise DataError(

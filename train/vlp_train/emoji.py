@@ -170,15 +170,17 @@ class IconSet:
                 self._names.setdefault(normalised(name), alias["parent"])
 
     def svg(self, name: str) -> str | None:
-        """The icon called `name`, spelled in any way, or None where this set lacks it."""
+        """The icon of that name, spelled in any way, centred in a square; None where absent."""
         key = self._names.get(normalised(name))
         if key is None or key not in self._set["icons"]:
             return None
         icon = self._set["icons"][key]
-        box = [
-            icon.get(side, self._set.get(side, default))
-            for side, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
-        ]
+        left, top, width, height = (
+            icon.get(edge, self._set.get(edge, default))
+            for edge, default in (("left", 0), ("top", 0), ("width", 16), ("height", 16))
+        )
+        side = max(width, height)
+        box = (left - (side - width) / 2, top - (side - height) / 2, side, side)
         return (
             '<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink"'
             f' viewBox="{" ".join(map(str, box))}">{icon["body"]}</svg>'
