@@ -4,6 +4,7 @@ The format is specified in `vlp_deploy/README.md`. D joint width, K classes, S i
 """
 
 import io
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,7 +161,7 @@ class Bundle:
             raise BundleError(f"{self.path / CLASSES} has no tensor {missing}") from None
 
     def prompts(self) -> dict[str, Floats]:
-        """Every prompt tensor of the checkpoint: the text graph needs some of them for new classes."""
+        """Every prompt tensor of the checkpoint; the text graph needs some for new classes."""
         return self._tensors(PROMPTS)
 
     def vocabulary(self) -> bytes:
@@ -186,6 +187,24 @@ class Bundle:
             raise BundleError(f"{self.path / name} cannot be read: {error}") from error
 
 
+def check_target(target: Path, *, replace: bool) -> None:
+    """Raise BundleError if a bundle could not be written to `target`; to be told before the work.
+
+    With `replace`, only a bundle or an empty folder may be replaced, never somebody's other files.
+    """
+    if not os.path.lexists(target):
+        return
+    if not replace:
+        raise BundleError(
+            f"{target} exists already. Choose another --output, or pass --force to replace it"
+        )
+    is_folder = target.is_dir() and not target.is_symlink()
+    if not is_folder or (any(target.iterdir()) and not (target / CHECKSUMS).exists()):
+        raise BundleError(
+            f"{target} is no bundle, so --force does not replace it. Choose another --output"
+        )
+
+
 def write_bundle(contents: BundleContents, target: Path, *, replace: bool) -> None:
     """Write a bundle whole or not at all; BundleError if `target` exists and not `replace`."""
     files = bundle_files(contents)
@@ -197,13 +216,12 @@ def write_bundle(contents: BundleContents, target: Path, *, replace: bool) -> No
 @contextmanager
 def open_target(target: Path, *, replace: bool) -> Iterator[Path]:
     """A staging folder for `target`; an existing target is an error that says what to do."""
+    check_target(target, replace=replace)
     try:
         with staged_folder(target, replace=replace) as staging:
             yield staging
     except FileExistsError:
-        raise BundleError(
-            f"{target} exists already. Choose another --output, or pass --force to replace it"
-        ) from None
+        raise BundleError(f"{target} was written by another process meanwhile") from None
 
 
 def bundle_files(contents: BundleContents) -> dict[str, bytes]:

@@ -1,0 +1,5 @@
+"""Export: from a prompt checkpoint to a proven bundle. Needs the `export` extra and no PyTorch."""
+
+from vlp_export.exporter import export
+
+__all__ = ["export"]

@@ -1,0 +1,92 @@
+"""`vlp export`: a tuned prompt becomes a bundle, with the proof printed."""
+
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from vlp_deploy.bundle import Manifest
+from vlp_export.exporter import export as export_bundle
+from vlp_export.parity import passes
+
+
+def export(
+    source: Annotated[
+        Path,
+        typer.Argument(help="A training run's folder, or a checkpoint from train or import."),
+    ],
+    output: Annotated[Path, typer.Option(help="Folder to make; it must not exist yet.")],
+    engine: Annotated[
+        str, typer.Option(help="What will run the bundle: onnx means onnxruntime.")
+    ] = "onnx",
+    precision: Annotated[str, typer.Option(help="Number format of the graphs: fp32.")] = "fp32",
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            help="The backbone's weights, the very ones the prompt was tuned on: a .safetensors "
+            "file. Not needed for vlp-tiny."
+        ),
+    ] = None,
+    classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="Bake these classes instead of those of training: one a line, synonyms "
+            "separated by tabs. A bundle takes new classes later as well."
+        ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle at --output, in one step.")
+    ] = False,
+) -> None:
+    """Fold a tuned prompt into its backbone and write a bundle that needs no PyTorch.
+
+    The graphs are run on the checkpoint's reference images at batch sizes 1, 2, 5 and 8 and
+    compared with the answers that training wrote down. If they differ, the table is printed and
+    nothing is written.
+    """
+    started = time.perf_counter()
+    progress = Console(stderr=True)
+    with progress.status("starting") as status:
+        manifest = export_bundle(
+            source,
+            output,
+            pretrained=pretrained,
+            classes=classes,
+            engine=engine,
+            precision=precision,
+            force=force,
+            progress=status.update,
+        )
+    show(manifest, output, seconds=time.perf_counter() - started)
+
+
+def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
+    """Print what was exported, how far it is from the un-folded model, and what it costs."""
+    console = Console(highlight=False)
+    parity = Table("batch", "max |Δlogit|", "allowed", "min cosine", "top-1", "verdict")
+    parity.title = "Against the un-folded model"
+    for row in manifest.parity:
+        parity.add_row(
+            str(row.batch),
+            f"{row.max_logit_difference:.1e}",
+            f"{row.tolerance:.0e}",
+            f"{row.min_cosine:.7f}",
+            f"{row.top1_agreement:.0%}",
+            "ok" if passes(row) else "FAILS",
+        )
+    graphs = Table("graph", "nodes", "GFLOP", "MB")
+    graphs.title = "Graphs: one image; one full-length text row"
+    for role, graph in manifest.graphs.items():
+        megabytes = (output / graph.file).stat().st_size / 1e6
+        graphs.add_row(role, str(graph.nodes), f"{graph.flops / 1e9:.3f}", f"{megabytes:.1f}")
+    console.print(parity)
+    console.print(graphs)
+    new = "" if manifest.new_classes.allowed else " No new classes: " + manifest.new_classes.reason
+    console.print(
+        f"{manifest.method}, {len(manifest.classes)} classes.{new}\n"
+        f"{output} written in {seconds:.1f} s. Next: vlp classify images/ --bundle {output}",
+        soft_wrap=True,
+    )

@@ -1,0 +1,114 @@
+"""The image tower as an ONNX graph: uint8 pixels to an embedding and logits.
+
+Legend: B images, S image size, p patch size, T tokens (class token, patches, travelling prompts),
+d width, D joint width, K classes, m prompt tokens. B and K are dynamic.
+"""
+
+import numpy as np
+import onnx_ir as ir
+
+from vlp_deploy.architecture import ClipConfig, Preprocessing, VisualLayout
+from vlp_export.dialects import PORTABLE, ConstantRows, Dialect
+from vlp_export.folding import (
+    Floats,
+    Weights,
+    constant_keys_values,
+    patch_convolution,
+    place_visual_prompts,
+    token_offsets,
+)
+from vlp_export.graph import GraphBuilder, Value
+from vlp_export.repeat import Repeater
+from vlp_export.transformer import Transformer, normalised
+
+PREFIX = "visual.transformer"
+PROMPTS = "visual.prompts"
+
+
+def write_image_graph(
+    config: ClipConfig,
+    weights: Weights,
+    *,
+    preprocessing: Preprocessing,
+    prompts: Floats | None = None,
+    layout: VisualLayout | None = None,
+    dialect: Dialect = PORTABLE,
+) -> ir.Model:
+    """Write the graph `image`, `class_matrix`, `class_bias` → `embedding`, `logits`.
+
+    `image` uint8 (B, 3, S, S); `class_matrix` (D, K), logit scale included; `class_bias` (K,);
+    `embedding` (B, D), L2-normalised; `logits` (B, K) = embedding · class_matrix + class_bias.
+    `prompts` (J, m, d) are folded in. Raises CheckpointError if there are more sets than layers.
+    """
+    tower = config.vision
+    placed = place_visual_prompts(prompts, layout or VisualLayout(), tower, weights)
+    graph = GraphBuilder("image", opset=dialect.opset)
+    size = tower.image_size
+    image = graph.input("image", ir.DataType.UINT8, ("B", 3, size, size))
+    class_matrix = graph.input("class_matrix", ir.DataType.FLOAT, (config.embed_dim, "K"))
+    class_bias = graph.input("class_bias", ir.DataType.FLOAT, ("K",))
+    transformer = Transformer(
+        graph=graph,
+        weights=weights,
+        prefix=PREFIX,
+        tower=tower,
+        quick_gelu=config.quick_gelu,
+        dialect=dialect,
+    )
+
+    x = _tokens(graph, image, weights, preprocessing, patch_size=tower.patch_size)
+    x = transformer.norm(x, "visual.ln_pre")
+    repeat = Repeater(graph, image)
+    for layer in range(tower.layers):
+        if placed.travelling is not None and placed.travelling[0] == layer:
+            tokens = repeat(PROMPTS, placed.travelling[1][None])
+            x = graph.op("Concat", x, tokens, axis=1)  # (B, T, d)
+        constants = None
+        if layer in placed.constant:
+            block = transformer.name_of(layer)
+            keys_values = constant_keys_values(
+                placed.constant[layer], weights, block, heads=tower.heads
+            )
+            constants = ConstantRows(f"{PROMPTS}.{layer}", keys_values, repeat)
+        if layer < tower.layers - 1:
+            x = transformer.block(x, layer, constants=constants)
+        else:
+            x = transformer.last_block(x, lambda t: _class_token(graph, t), constants=constants)
+
+    feature = transformer.project(transformer.norm(x, "visual.ln_post"), "visual.proj")  # (B, D)
+    embedding = normalised(graph, feature)
+    logits = graph.op("Gemm", embedding, class_matrix, class_bias)  # (B, K)
+    graph.output("embedding", embedding, ("B", config.embed_dim))
+    graph.output("logits", logits, ("B", "K"))
+    return graph.model()
+
+
+def _tokens(
+    graph: GraphBuilder,
+    image: Value,
+    weights: Weights,
+    preprocessing: Preprocessing,
+    *,
+    patch_size: int,
+) -> Value:
+    """Class token and patches with their positions, (B, 3, S, S) → (B, T, d)."""
+    kernel, patch_offset = patch_convolution(weights, preprocessing)
+    pixels = graph.op("Cast", image, to=ir.DataType.FLOAT.value)
+    patches = graph.op(
+        "Conv",
+        pixels,
+        graph.weight("visual.conv1.weight", kernel),
+        strides=(patch_size, patch_size),
+    )  # (B, d, S/p, S/p)
+    patches = graph.op("Reshape", patches, graph.integers(0, 0, -1))
+    patches = graph.op("Transpose", patches, perm=[0, 2, 1])
+    # a row of zeros in front, to which the class token is added with the positions
+    rows = graph.op("Pad", patches, graph.integers(0, 1, 0, 0, 0, 0))  # (B, T, d)
+    offsets = graph.weight("visual.token_offsets", token_offsets(weights, patch_offset))
+    return graph.op("Add", rows, offsets)
+
+
+def _class_token(graph: GraphBuilder, x: Value) -> Value:
+    """(B, T, d) → (B, d)."""
+    first = graph.weight("class_token_row", np.array(0, np.int64))
+    return graph.op("Gather", x, first, axis=1)

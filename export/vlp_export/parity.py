@@ -1,0 +1,149 @@
+"""The gate of every export: an engine's answers against those of the un-folded model.
+
+The reference images and logits come from the checkpoint, written by the code that trained or
+imported it, so that an export cannot agree with itself by accident.
+
+Legend: n reference images, B images of a batch, K classes, D joint width.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.bundle import ParityRow, Precision
+from vlp_deploy.errors import ParityError
+
+Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+RunImages = Callable[[Pixels], tuple[Floats, Floats]]  # (B, 3, S, S) → (B, D), (B, K)
+
+BATCHES = (1, 2, 5, 8)
+TOLERANCE_AT_100 = 2e-3  # of an fp32 logit, at a logit scale of 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """What has to come out."""
+
+    pixels: Pixels  # (n, 3, S, S)
+    logits: Floats  # (n, K)
+    logit_scale: float
+
+    @property
+    def tolerance(self) -> float:
+        """How far a logit may be off."""
+        return TOLERANCE_AT_100 * self.logit_scale / 100
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParityReport:
+    """A table that passed, and the engine's answers one image at a time."""
+
+    rows: tuple[ParityRow, ...]
+    embeddings: Floats  # (n, D)
+    logits: Floats  # (n, K)
+
+
+def check_parity(
+    run: RunImages,
+    reference: Reference,
+    *,
+    engine: str,
+    precision: Precision = "fp32",
+    batches: Sequence[int] = BATCHES,
+) -> ParityReport:
+    """Compare every reference image's answer at every batch size.
+
+    A row's `min_cosine` compares embeddings with those of single images. Raises ParityError with
+    the table if a logit is off by more than the tolerance, or a top-1 class differs that the
+    reference prefers by more than twice the tolerance.
+    """
+    embeddings, logits = _answers(run, reference.pixels, batch=1)
+    rows = []
+    for batch in batches:
+        batch_embeddings, batch_logits = _answers(run, reference.pixels, batch=batch)
+        _check_shape(batch_logits, reference.logits)
+        rows.append(
+            ParityRow(
+                engine=engine,
+                precision=precision,
+                batch=batch,
+                max_logit_difference=float(np.abs(batch_logits - reference.logits).max()),
+                min_cosine=float(_cosines(batch_embeddings, embeddings).min()),
+                top1_agreement=_agreement(batch_logits, reference),
+                tolerance=reference.tolerance,
+            )
+        )
+    if not all(passes(row) for row in rows):
+        raise ParityError(
+            "the exported graph does not compute what its checkpoint computed:\n"
+            f"{format_table(rows)}\n"
+            "Nothing was written. If --pretrained names the weights that the prompt was tuned on, "
+            "this is a bug of the exporter: please report it with this table"
+        )
+    return ParityReport(rows=tuple(rows), embeddings=embeddings, logits=logits)
+
+
+def passes(row: ParityRow) -> bool:
+    """Whether an fp32 engine is as good as the reference; NaN never is."""
+    return row.max_logit_difference <= row.tolerance and row.top1_agreement == 1.0
+
+
+def format_table(rows: Sequence[ParityRow]) -> str:
+    """The parity table in plain text."""
+    lines = ["engine  precision  batch  max |Δlogit|  allowed  min cosine  top-1  verdict"]
+    lines += [
+        f"{row.engine:<7} {row.precision:<10} {row.batch:>5}  {row.max_logit_difference:>12.2e}  "
+        f"{row.tolerance:>7.0e}  {row.min_cosine:>10.7f}  {row.top1_agreement:>5.0%}  "
+        f"{'ok' if passes(row) else 'FAILS'}"
+        for row in rows
+    ]
+    return "\n".join(lines)
+
+
+def _answers(run: RunImages, pixels: Pixels, *, batch: int) -> tuple[Floats, Floats]:
+    """Embeddings and logits of all images, run in batches of exactly this size."""
+    embeddings, logits = zip(*_batches(run, pixels, batch), strict=True)
+    count = len(pixels)
+    return np.concatenate(embeddings)[:count], np.concatenate(logits)[:count]
+
+
+def _batches(run: RunImages, pixels: Pixels, batch: int) -> Iterator[tuple[Floats, Floats]]:
+    for start in range(0, len(pixels), batch):
+        rows = np.arange(start, start + batch) % len(pixels)  # the first images fill the last batch
+        yield run(pixels[rows])
+
+
+def _check_shape(found: Floats, expected: Floats) -> None:
+    # before any subtraction: shapes that broadcast would give differences that mean nothing
+    if found.shape != expected.shape:
+        raise ParityError(
+            f"the exported graph gives logits of shape {found.shape}; the checkpoint's reference "
+            f"has {expected.shape}"
+        )
+
+
+def _agreement(logits: Floats, reference: Reference) -> float:
+    """Share of equal top-1 classes among the images whose reference margin is clear."""
+    clear = _margins(reference.logits) > 2 * reference.tolerance
+    if not clear.any():
+        return 1.0
+    same = logits.argmax(axis=1) == reference.logits.argmax(axis=1)
+    return float(same[clear].mean())
+
+
+def _margins(logits: Floats) -> Floats:
+    """Best minus second-best logit of every image; infinite if there is one class."""
+    if logits.shape[1] == 1:
+        return np.full(len(logits), np.inf, np.float32)
+    second, best = np.partition(logits, -2, axis=1)[:, -2:].T
+    margins: Floats = best - second
+    return margins
+
+
+def _cosines(first: Floats, second: Floats) -> Floats:
+    lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
+    cosines: Floats = (first * second).sum(axis=1) / lengths
+    return cosines
