@@ -6,6 +6,7 @@ VlpError
 ├── ImageError            one image that cannot be read
 ├── ModelError            a backbone: its configuration or its weights
 ├── CheckpointError       a prompt checkpoint or a training run
+├── TrainingError         a training run that cannot start, resume or go on
 ├── BundleError           a deployed bundle
 │   └── IntegrityError    a bundle file whose bytes are not the ones that were exported
 ├── EngineError           an inference engine
@@ -40,6 +41,10 @@ class ModelError(VlpError):
 
 class CheckpointError(VlpError):
     """A prompt checkpoint or training run that cannot be read or used."""
+
+
+class TrainingError(VlpError):
+    """A training run that cannot start, resume or go on."""
 
 
 class BundleError(VlpError):

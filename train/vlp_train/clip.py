@@ -9,6 +9,7 @@ layers, m prompt tokens, p tokens that all rows share.
 """
 
 import math
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -125,6 +126,11 @@ class Transformer(nn.Module):
             Block(tower, quick_gelu=quick_gelu) for _ in range(tower.layers)
         )
 
+    @property
+    def blocks(self) -> list[Block]:
+        """The blocks in order."""
+        return cast(list[Block], list(self.resblocks))
+
 
 class VisionTransformer(nn.Module):
     """CLIP's image tower with optional deep visual prompts (VPT, arXiv:2203.12119, equation 6)."""
@@ -163,7 +169,7 @@ class VisionTransformer(nn.Module):
             x = _append(self.ln_pre(x), prompts[0])
         else:
             x = self.ln_pre(x)
-        for index, block in enumerate(self.transformer.resblocks):
+        for index, block in enumerate(self.transformer.blocks):
             if 1 <= index < depth:
                 x = _append(x[:, :length], prompts[index])
             x = block(x, causal=False)
@@ -217,8 +223,8 @@ class Clip(nn.Module):
         eot = ids.argmax(dim=-1) if eot is None else eot
         rows = _Rows(ids, slots, prompts)
         x = self._embed(rows)
-        for index, block in enumerate(self.transformer.resblocks):
-            x = block(rows.prompted(x, index), causal=True)
+        for index, block in enumerate(self.transformer.blocks):
+            x = block(rows.before_layer(index, x), causal=True)
         return self._project_text(x[torch.arange(len(x), device=x.device), eot])
 
     def encode_text_fast(
@@ -237,12 +243,12 @@ class Clip(nn.Module):
         suffixes = [everything.cut(rows, slice(shared, int(eot[rows[0]]) + 1)) for rows in groups]
         x_prefix = self._embed(prefix)  # (1, p, d)
         x_suffixes = [self._embed(suffix) for suffix in suffixes]  # G times (n, eot + 1 - p, d)
-        for index, block in enumerate(self.transformer.resblocks):
-            x_prefix = prefix.prompted(x_prefix, index)
+        for index, block in enumerate(self.transformer.blocks):
+            x_prefix = prefix.before_layer(index, x_prefix)
             before = block.keys_values(x_prefix)
-            last = index == len(self.transformer.resblocks) - 1
+            last = index == self.config.text.layers - 1
             x_suffixes = [
-                block.behind(before, suffix.prompted(x, index), last_only=last)
+                block.behind(before, suffix.before_layer(index, x), last_only=last)
                 for suffix, x in zip(suffixes, x_suffixes, strict=True)
             ]
             if not last:
@@ -251,7 +257,7 @@ class Clip(nn.Module):
         return features[torch.cat(groups).argsort()]
 
     def _embed(self, rows: "_Rows") -> Tensor:
-        x = rows.prompted(self.token_embedding(rows.ids), 0)
+        x = rows.overwritten(self.token_embedding(rows.ids), 0)
         embedded: Tensor = x + self.positional_embedding[rows.start : rows.start + x.shape[1]]
         return embedded
 
@@ -282,8 +288,12 @@ class _Rows:
         slots = None if self.slots is None else self.slots[rows, span]
         return _Rows(self.ids[rows, span], slots, prompts, start=span.start)
 
-    def prompted(self, x: Tensor, layer: int) -> Tensor:
-        """`x` (N, L, d) as layer `layer` reads it: its slots overwritten, if it is prompted."""
+    def before_layer(self, layer: int, x: Tensor) -> Tensor:
+        """`x` (N, L, d) as block `layer` reads it; the first one's prompts are in the input."""
+        return self.overwritten(x, layer) if layer else x
+
+    def overwritten(self, x: Tensor, layer: int) -> Tensor:
+        """`x` (N, L, d) with the prompts of a layer in their slots, if that layer has any."""
         if self.slots is None or self.prompts is None or layer >= len(self.prompts):
             return x
         # A product with one-hot rows, not an indexed read: on CPUs the gradient of the latter adds
@@ -300,7 +310,8 @@ def _times_shared(x: Tensor, shared: Tensor) -> Tensor:
     """x (N, h, L, a) times one matrix a head, (h, a, b) → (N, h, L, b), as h large products."""
     rows, length = x.shape[0], x.shape[2]
     product = x.transpose(0, 1).flatten(1, 2) @ shared  # (h, N·L, b)
-    return product.unflatten(1, (rows, length)).transpose(0, 1)
+    back: Tensor = product.unflatten(1, (rows, length)).transpose(0, 1)
+    return back
 
 
 def _shared_prefix(ids: Tensor, eot: Tensor, slots: Tensor | None, prompts: Tensor | None) -> int:

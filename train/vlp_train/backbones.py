@@ -1,0 +1,238 @@
+"""From `--model` and `--pretrained` to a frozen CLIP and the record that names it.
+
+A model is `vlp-tiny` (embedded), one of open_clip's names, or an open_clip JSON configuration;
+weights are one of open_clip's tags or a local safetensors or PyTorch file. open_clip is imported
+only where its names are used, and nothing is ever unpickled.
+"""
+
+import json
+import warnings
+from collections.abc import Iterable, Mapping
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from vlp_deploy import embedded
+from vlp_deploy.architecture import OPENAI_MEAN, OPENAI_STD, Backbone, ClipConfig, Preprocessing
+from vlp_deploy.errors import MissingExtraError, ModelError
+from vlp_deploy.weights import Floats, check_shapes, expected_shapes, fingerprint, load_weights
+from vlp_train.clip import Clip
+
+QUICK_GELU_SUFFIX = "-quickgelu"
+
+
+def load_backbone(
+    model: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
+) -> tuple[Clip, Backbone]:
+    """A frozen CLIP in float32 with its weights, and the record for checkpoint headers.
+
+    Raises ModelError for unknown names and tags, towers that are no plain CLIP, weights that do
+    not fit or belong with another activation; MissingExtraError where open_clip is not installed.
+    """
+    if model == embedded.MODEL_NAME:
+        tag = pretrained or embedded.PRETRAINED
+        path = embedded.weights_path() if tag == embedded.PRETRAINED else Path(tag)
+        config, weights = embedded.config(), _local_weights(path, embedded.config())
+    elif _is_file(model):
+        tag, config = _given(model, pretrained), _read_config(Path(model))
+        weights = _local_weights(Path(tag), config)
+    else:
+        tag = _given(model, pretrained)
+        config, weights = _from_open_clip(model, tag)
+    name = Path(model).stem if _is_file(model) else model
+    backbone = Backbone(name=name, pretrained=tag, sha256=fingerprint(weights), config=config)
+    return build_clip(config, weights).to(device), backbone
+
+
+def reload_backbone(backbone: Backbone, pretrained: str | None = None) -> Clip:
+    """The CLIP that a checkpoint's header names; `pretrained` says where its weights are now.
+
+    Raises ModelError if other weights are found there.
+    """
+    tag = pretrained or backbone.pretrained
+    if backbone.name == embedded.MODEL_NAME or not Path(tag).is_file():
+        clip, found = load_backbone(backbone.name, tag)
+        sha256 = found.sha256
+    else:
+        weights = _local_weights(Path(tag), backbone.config)
+        clip, sha256 = build_clip(backbone.config, weights), fingerprint(weights)
+    if sha256 != backbone.sha256:
+        raise ModelError(
+            f"the weights {tag!r} of {backbone.name} have fingerprint {sha256[:12]}, the prompts "
+            f"were trained with {backbone.sha256[:12]}. Pass the same weights with --pretrained"
+        )
+    return clip
+
+
+def load_preprocessing(model: str, pretrained: str | None = None) -> Preprocessing:
+    """How images are prepared for a model: its own mean and std where they are known.
+
+    Raises ModelError where a model wants another resize than CLIP's.
+    """
+    options: Mapping[str, Any] = {}
+    if model == embedded.MODEL_NAME:
+        size = embedded.config().vision.image_size
+    elif _is_file(model):
+        content = _read_json(Path(model))
+        size = _read_config(Path(model)).vision.image_size
+        options = content.get("preprocess_cfg", {})
+    else:
+        open_clip = _open_clip()
+        size = ClipConfig.from_open_clip(_named_config(model)).vision.image_size
+        options = open_clip.get_pretrained_cfg(model, pretrained or "") or {}
+    for option, supported in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
+        if options.get(option) not in (None, supported):
+            raise ModelError(
+                f"{model} with {pretrained} was trained with {option}={options[option]!r}; "
+                f"supported is {supported!r}. Choose other weights"
+            )
+    mean, std = options.get("mean") or OPENAI_MEAN, options.get("std") or OPENAI_STD
+    return Preprocessing(image_size=size, mean=tuple(mean), std=tuple(std))
+
+
+def build_clip(config: ClipConfig, weights: Mapping[str, Floats]) -> Clip:
+    """A CLIP with these weights, frozen."""
+    clip = Clip(config)
+    clip.load_state_dict(
+        {name: torch.from_numpy(weights[name]) for name in expected_shapes(config)}
+    )
+    return clip.requires_grad_(False).eval()
+
+
+def _is_file(model: str) -> bool:
+    return model.endswith(".json")
+
+
+def _given(model: str, pretrained: str | None) -> str:
+    if pretrained:
+        return pretrained
+    hint = "" if _is_file(model) else f" or one of {', '.join(_tags(model)) or 'no known tags'}"
+    raise ModelError(f"--model {model} needs --pretrained: a local weights file{hint}")
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ModelError(
+            f"the model configuration {path} cannot be read ({error}); expected open_clip's JSON"
+        ) from error
+    if not isinstance(content, dict):
+        raise ModelError(f"the model configuration {path} is no JSON object; expected open_clip's")
+    return content
+
+
+def _read_config(path: Path) -> ClipConfig:
+    content = _read_json(path)
+    return ClipConfig.from_open_clip(content.get("model_cfg", content))  # as on the HF hub
+
+
+def _local_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
+    if path.suffix in (".pt", ".pth", ".bin"):
+        return _as_arrays(_torch_state(path), config, source=str(path))
+    return load_weights(path, config)
+
+
+def _torch_state(path: Path) -> Mapping[str, Tensor]:
+    """A PyTorch file's state dict, read without unpickling anything but tensors."""
+    try:
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except FileNotFoundError:
+        raise ModelError(f"weights file {path} does not exist") from None
+    except Exception as error:  # torch raises RuntimeError, UnpicklingError and others by format
+        raise ModelError(
+            f"{path} cannot be read as a plain PyTorch state dict "
+            f"({str(error).splitlines()[0]}). Save it as safetensors, or pass open_clip's tag"
+        ) from error
+    state = content.get("state_dict", content) if isinstance(content, dict) else {}
+    return {name.removeprefix("module."): value for name, value in state.items()}
+
+
+def _as_arrays(
+    state: Mapping[str, Tensor], config: ClipConfig, *, source: str
+) -> dict[str, Floats]:
+    shapes = {name: tuple(value.shape) for name, value in state.items()}
+    check_shapes(shapes, config, source=source)
+    return {name: state[name].detach().float().numpy() for name in expected_shapes(config)}
+
+
+def _open_clip() -> Any:
+    try:
+        import open_clip
+    except ModuleNotFoundError:
+        raise MissingExtraError(
+            "An open_clip model name", needs="open_clip_torch", extra="train"
+        ) from None
+    return open_clip
+
+
+def _named_config(model: str) -> dict[str, Any]:
+    config = _open_clip().get_model_config(model)
+    if config is None:
+        names = [embedded.MODEL_NAME, *_open_clip().list_models()]
+        raise ModelError(
+            f"there is no model {model!r}.{_closest(model, names)} Expected vlp-tiny, an open_clip "
+            "name such as ViT-B-16-quickgelu, or the path of a .json configuration"
+        )
+    return dict(config)
+
+
+def _tags(model: str) -> list[str]:
+    return list(_open_clip().list_pretrained_tags_by_model(model))
+
+
+def _closest(name: str, known: Iterable[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    return f" Did you mean {close[0]!r}?" if close else ""
+
+
+def _from_open_clip(model: str, pretrained: str) -> tuple[ClipConfig, dict[str, Floats]]:
+    """A named model's shape and weights, from a tag (downloaded by open_clip) or a local file."""
+    named = _named_config(model)
+    if Path(pretrained).is_file():
+        _check_file_activation(model, pretrained)
+        config = ClipConfig.from_open_clip(named)
+        return config, _local_weights(Path(pretrained), config)
+    if pretrained not in _tags(model):
+        raise ModelError(
+            f"{model} has no weights {pretrained!r}.{_closest(pretrained, _tags(model))} "
+            f"Available: {', '.join(_tags(model))}; or the path of a local file"
+        )
+    # The tag knows which activation its weights were trained with, the plain name does not:
+    # with the wrong one nothing fails and accuracy drops.
+    quick_gelu = bool(_open_clip().get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
+    if model.endswith(QUICK_GELU_SUFFIX) and not quick_gelu:
+        raise ModelError(
+            f"{pretrained!r} was not trained with QuickGELU: use --model "
+            f"{model.removesuffix(QUICK_GELU_SUFFIX)}"
+        )
+    config = ClipConfig.from_open_clip({**named, "quick_gelu": quick_gelu})
+    return config, _as_arrays(_downloaded(model, pretrained, quick_gelu), config, source=pretrained)
+
+
+def _check_file_activation(model: str, path: str) -> None:
+    if "openai" in Path(path).name.lower() and not model.endswith(QUICK_GELU_SUFFIX):
+        raise ModelError(
+            f"{path} looks like OpenAI's weights, which were trained with QuickGELU, and {model} "
+            f"uses another activation: accuracy would drop silently. Use --model "
+            f"{model}{QUICK_GELU_SUFFIX}, or rename the file if it is something else"
+        )
+
+
+def _downloaded(model: str, tag: str, quick_gelu: bool) -> Mapping[str, Tensor]:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # its own remark on QuickGELU, settled above
+            network = _open_clip().create_model(
+                model, pretrained=tag, force_quick_gelu=quick_gelu, device="cpu"
+            )
+    except (OSError, RuntimeError, ValueError) as error:
+        raise ModelError(
+            f"the weights {tag!r} of {model} cannot be fetched ({str(error).splitlines()[0]}). "
+            "Pass a local file with --pretrained"
+        ) from error
+    state: Mapping[str, Tensor] = network.state_dict()
+    return state

@@ -1,0 +1,126 @@
+"""How often prompts are right: top-1 accuracy of checkpoints and of zero-shot templates.
+
+Everything is computed by the forward pass that defines a checkpoint (`vlp_train.prompted`), on
+images prepared as they are when served.
+
+Legend: B images of a batch, n images, K classes, D joint width.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from vlp_deploy.architecture import Preprocessing, Record
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.data import Dataset, Sample
+from vlp_deploy.errors import ClassListError, DataError
+from vlp_train.backbones import reload_backbone
+from vlp_train.clip import Clip
+from vlp_train.images import ImageSet
+from vlp_train.prompted import PromptedClip, Prompts
+
+BATCH = 64
+ENSEMBLE = "ensemble"
+
+
+class Accuracy(Record, frozen=True, kw_only=True):
+    """Share of images whose best class is the right one."""
+
+    top1: float
+    images: int
+    classes: int
+
+
+def evaluate(
+    checkpoint: PromptCheckpoint,
+    dataset: Dataset,
+    *,
+    split: str = "test",
+    clip: Clip | None = None,
+    pretrained: str | None = None,
+) -> Accuracy:
+    """Accuracy on a split of any data set, of the training classes or of new ones.
+
+    `clip` saves loading the checkpoint's backbone; `pretrained` says where its weights are now.
+    Raises ClassListError if the prompts serve their training classes only.
+    """
+    header = checkpoint.header
+    clip = clip or reload_backbone(header.backbone, pretrained)
+    if "text.class_prompts" in checkpoint.tensors:
+        _check_same_classes(header.class_names, dataset.class_names)
+    prompted = PromptedClip(
+        clip,
+        dataset.class_names,
+        templates=header.templates,
+        preprocessing=header.preprocessing,
+        text_layout=header.text_layout,
+        visual_layout=header.visual_layout,
+    )
+    prompts = {
+        name: torch.from_numpy(value).to(prompted.device)
+        for name, value in checkpoint.tensors.items()
+        if not name.startswith("reference.")
+    }
+    return accuracy(prompted, prompts, dataset.split(split))
+
+
+@torch.no_grad()
+def accuracy(prompted: PromptedClip, prompts: Prompts, samples: Sequence[Sample]) -> Accuracy:
+    """Top-1 accuracy of a forward pass. Raises DataError if there are no samples."""
+    image_features, labels = _all_features(prompted, prompts, samples)
+    return _top1(prompted.logits(image_features, prompted.class_features(prompts)), labels)
+
+
+@torch.no_grad()
+def zero_shot_accuracies(
+    clip: Clip,
+    dataset: Dataset,
+    *,
+    templates: Sequence[str],
+    preprocessing: Preprocessing,
+    split: str = "test",
+) -> Mapping[str, Accuracy]:
+    """Accuracy of every template alone, and under ENSEMBLE of all of them together."""
+    sets = {template: (template,) for template in templates} | {ENSEMBLE: tuple(templates)}
+    prompted = {
+        name: PromptedClip(clip, dataset.class_names, templates=group, preprocessing=preprocessing)
+        for name, group in sets.items()
+    }
+    image_features, labels = _all_features(prompted[ENSEMBLE], {}, dataset.split(split))
+    return {
+        name: _top1(each.logits(image_features, each.class_features({})), labels)
+        for name, each in prompted.items()
+    }
+
+
+def _all_features(
+    prompted: PromptedClip, prompts: Prompts, samples: Sequence[Sample]
+) -> tuple[Tensor, Tensor]:
+    """Image features (n, D) and labels (n,)."""
+    if not samples:
+        raise DataError("there are no images to measure the accuracy on")
+    images = ImageSet(samples, prompted.preprocessing)
+    batches = [
+        (prompted.image_features(batch.pixels, prompts), batch.labels)
+        for batch in images.in_order(BATCH)
+    ]
+    features, labels = zip(*batches, strict=True)
+    return torch.cat(features), torch.cat(labels).to(prompted.device)
+
+
+def _top1(logits: Tensor, labels: Tensor) -> Accuracy:
+    right = int((logits.argmax(dim=1) == labels).sum())
+    return Accuracy(top1=right / len(labels), images=len(labels), classes=logits.shape[1])
+
+
+def _check_same_classes(trained: Sequence[str], given: Sequence[str]) -> None:
+    if tuple(trained) == tuple(given):
+        return
+    pairs = enumerate(zip(trained, given, strict=False))
+    first = next((f"index {i}: {a!r} against {b!r}" for i, (a, b) in pairs if a != b), "the length")
+    raise ClassListError(
+        f"class-specific contexts were trained for {len(trained)} classes; got {len(given)} "
+        f"(first difference at {first}). They cannot serve new or re-ordered classes: train with "
+        "class_specific=false"
+    )

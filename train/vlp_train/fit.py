@@ -1,0 +1,230 @@
+"""The training loop: labelled images move a method's prompts, the CLIP around them stays frozen.
+
+SGD with momentum and weight decay as in CoOp's code (Dassl), the learning rate set once an epoch.
+
+Legend: B images of a batch, K classes, D joint width, n training images.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from vlp_deploy.errors import TrainingError
+from vlp_train.images import ImageSet
+from vlp_train.methods.base import Method, Training
+from vlp_train.run import Epoch, Progress, Run
+from vlp_train.schedule import learning_rate
+
+MOMENTUM = 0.9
+WEIGHT_DECAY = 5e-4  # on prompts too
+FEATURE_BATCH = 64  # images a batch where no gradient is needed
+
+Precision = Literal["fp32", "bf16", "fp16"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """What a progress bar shows. `loss` and `accuracy` are means over the epoch so far."""
+
+    epoch: int  # 1 is the first
+    epochs: int
+    step: int
+    steps: int  # an epoch
+    loss: float
+    accuracy: float
+    learning_rate: float
+
+
+Report = Callable[[Step], None]
+
+
+def fit(
+    method: Method,
+    images: ImageSet,
+    run: Run,
+    *,
+    training: Training,
+    precision: Precision,
+    options: Mapping[str, Any],
+    report: Report,
+) -> tuple[Epoch, ...]:
+    """Train to the end, from where `run` stands, saving every epoch. Returns the log.
+
+    The prompts end bit for bit the same however often the run was interrupted, on a CPU with the
+    same number of threads. Raises TrainingError if the loss is no number any more.
+    """
+    optimiser = torch.optim.SGD(
+        method.parameters(), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+    )
+    scaler = torch.amp.GradScaler(enabled=precision == "fp16")
+    log = _restore(method, optimiser, scaler, run, options) if run.started else ()
+    features = _Features(method, images, precision)
+    for epoch in range(len(log), training.epochs):
+        started = time.perf_counter()
+        rate = learning_rate(
+            epoch,
+            epochs=training.epochs,
+            peak=training.learning_rate,
+            warmup_epochs=training.warmup_epochs,
+        )
+        optimiser.param_groups[0]["lr"] = rate
+        means = _Means()
+        steps = len(images.shuffled(epoch, training.batch_size))
+        batches = features.epoch(epoch, training.batch_size)
+        for step, (image_features, labels) in enumerate(batches, start=1):
+            with autocast(features.device, precision):
+                logits = method.logits(image_features, features.classes())  # (B, K)
+                loss = method.loss(logits, labels)
+            _check_finite(loss, epoch=epoch + 1, batch=step)
+            optimiser.zero_grad()
+            scaler.scale(loss).backward()
+            scaler.step(optimiser)
+            scaler.update()
+            means.add(loss, logits, labels)
+            report(
+                Step(
+                    epoch=epoch + 1,
+                    epochs=training.epochs,
+                    step=step,
+                    steps=steps,
+                    loss=means.loss,
+                    accuracy=means.accuracy,
+                    learning_rate=rate,
+                )
+            )
+        log = (*log, means.epoch(epoch + 1, rate=rate, seconds=time.perf_counter() - started))
+        _save(method, optimiser, scaler, run, options, log)
+    return log
+
+
+def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
+    """Matrix products in half precision where that was asked for."""
+    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+
+
+class _Features:
+    """Image and class features of a method, those that training cannot change computed once."""
+
+    def __init__(self, method: Method, images: ImageSet, precision: Precision) -> None:
+        self._method, self._images, self._precision = method, images, precision
+        self.device = method.prompted.device
+        self._image_features = None if method.learns_image or images.augment else self._all()
+        self._class_features = None if method.learns_text else self._frozen_classes()
+
+    def epoch(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Image features (B, D) and labels (B,), batch after batch."""
+        if self._image_features is not None:
+            for indices in self._images.shuffled(epoch, batch_size):
+                labels = self._images.labels(indices).to(self.device)
+                yield self._image_features[torch.from_numpy(indices)], labels
+            return
+        for batch in self._images.epoch(epoch, batch_size):
+            yield self._of(batch.pixels), batch.labels.to(self.device)
+
+    def classes(self) -> Tensor:
+        """(K, D)."""
+        if self._class_features is not None:
+            return self._class_features
+        return self._method.class_features()
+
+    def _of(self, pixels: Tensor) -> Tensor:
+        with (
+            torch.set_grad_enabled(self._method.learns_image),
+            autocast(self.device, self._precision),
+        ):
+            return self._method.image_features(pixels)
+
+    def _all(self) -> Tensor:
+        """(n, D)."""
+        return torch.cat([self._of(b.pixels) for b in self._images.in_order(FEATURE_BATCH)])
+
+    @torch.no_grad()
+    def _frozen_classes(self) -> Tensor:
+        return self._method.class_features()
+
+
+class _Means:
+    """Running means of an epoch."""
+
+    def __init__(self) -> None:
+        self._loss, self._correct, self._images = 0.0, 0, 0
+
+    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
+        self._loss += loss.item() * len(labels)
+        self._correct += int((logits.argmax(dim=1) == labels).sum())
+        self._images += len(labels)
+
+    @property
+    def loss(self) -> float:
+        return self._loss / self._images
+
+    @property
+    def accuracy(self) -> float:
+        return self._correct / self._images
+
+    def epoch(self, number: int, *, rate: float, seconds: float) -> Epoch:
+        """The line for the log."""
+        return Epoch(
+            epoch=number,
+            loss=self.loss,
+            accuracy=self.accuracy,
+            learning_rate=rate,
+            seconds=round(seconds, 3),
+        )
+
+
+def _check_finite(loss: Tensor, *, epoch: int, batch: int) -> None:
+    if not torch.isfinite(loss):
+        raise TrainingError(
+            f"the loss is {loss.item()} in epoch {epoch}, batch {batch}; training stopped before "
+            "it could spoil the prompts. Lower --learning-rate, or use --precision fp32; the "
+            "epochs before are saved, but other options need --force"
+        )
+
+
+def _save(
+    method: Method,
+    optimiser: torch.optim.SGD,
+    scaler: torch.amp.GradScaler,
+    run: Run,
+    options: Mapping[str, Any],
+    log: tuple[Epoch, ...],
+) -> None:
+    """Prompts and momentum, with all that is needed to go on."""
+    tensors = {}
+    for name, parameter in method.named_parameters():
+        momentum = optimiser.state[parameter]["momentum_buffer"]
+        tensors[f"prompt.{name}"] = parameter.detach().cpu().numpy()
+        tensors[f"momentum.{name}"] = momentum.cpu().numpy()
+    progress = Progress(
+        options=dict(options),
+        threads=torch.get_num_threads(),
+        loss_scale=scaler.get_scale(),
+        log=log,
+    )
+    run.save(progress, tensors)
+
+
+def _restore(
+    method: Method,
+    optimiser: torch.optim.SGD,
+    scaler: torch.amp.GradScaler,
+    run: Run,
+    options: Mapping[str, Any],
+) -> tuple[Epoch, ...]:
+    """The inverse of `_save`. Raises TrainingError if the options differ."""
+    progress, tensors = run.load(options)
+    with torch.no_grad():
+        for name, parameter in method.named_parameters():
+            parameter.copy_(torch.from_numpy(tensors[f"prompt.{name}"]))
+            momentum = torch.from_numpy(tensors[f"momentum.{name}"]).to(parameter.device)
+            optimiser.state[parameter]["momentum_buffer"] = momentum
+    if scaler.is_enabled():
+        scaler.load_state_dict({**scaler.state_dict(), "scale": progress.loss_scale})
+    return progress.log

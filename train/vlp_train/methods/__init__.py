@@ -1,0 +1,75 @@
+"""The methods that can be trained: one file each, one row here."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from difflib import get_close_matches
+from typing import Any, Protocol
+
+import msgspec
+
+from vlp_deploy.errors import TrainingError
+from vlp_train.methods.base import Method, Task, Training
+from vlp_train.methods.coop import CoOp, CoOpConfig
+from vlp_train.methods.vpt import Vpt, VptConfig
+from vlp_train.methods.zeroshot import ZeroShot, ZeroShotConfig
+
+
+class Config(Protocol):
+    """A method's hyper-parameters: a frozen dataclass that checks itself."""
+
+    def training(self, shots: int | None) -> Training:
+        """The method's own epochs, learning rate and batch size for `shots` images a class."""
+        ...
+
+
+class Builder(Protocol):
+    """A method's class."""
+
+    def __call__(self, config: Any, task: Task) -> Method:
+        """The method on one task, its prompts initialised from the task's seed."""
+        ...
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A row of the table: what is learned, in one line, and the two classes that do it."""
+
+    summary: str
+    config: type[Config]
+    method: Builder
+
+
+METHODS: dict[str, Entry] = {
+    "zeroshot": Entry("nothing; templates are averaged", ZeroShotConfig, ZeroShot),
+    "coop": Entry("the words around the class name", CoOpConfig, CoOp),
+    "vpt": Entry("tokens beside the image patches", VptConfig, Vpt),
+}
+
+
+def method_entry(name: str) -> Entry:
+    """A row of the table. Raises TrainingError, with the closest name, if there is none."""
+    if name not in METHODS:
+        raise TrainingError(_unknown("method", name, METHODS))
+    return METHODS[name]
+
+
+def method_config(name: str, options: Mapping[str, Any]) -> Config:
+    """A method's configuration from options by name; text is read as numbers and truth values.
+
+    Raises TrainingError naming the option that is unknown or out of range.
+    """
+    kind = method_entry(name).config
+    known = {field.name for field in fields(kind)}  # type: ignore[arg-type]
+    for option in options:
+        if option not in known:
+            raise TrainingError(_unknown(f"option of {name}", option, known))
+    try:
+        return msgspec.convert(dict(options), type=kind, strict=False)
+    except msgspec.ValidationError as error:
+        raise TrainingError(f"method {name}: {error}") from None
+
+
+def _unknown(what: str, name: str, known: Mapping[str, Any] | set[str]) -> str:
+    close = get_close_matches(name, known, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    return f"there is no {what} {name!r}. {hint}Available: {', '.join(sorted(known))}"

@@ -1,0 +1,46 @@
+"""Zero-shot CLIP: nothing is learned, the embeddings of several templates are averaged.
+
+Source: CLIP (arXiv:2103.00020), section 3.1.4.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from vlp_train.methods.base import Method, Task, Training
+from vlp_train.prompted import Prompts
+
+TEMPLATES = (
+    "a photo of a {}.",
+    "a drawing of a {}.",
+    "an icon of a {}.",
+    "art of the {}.",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotConfig:
+    """The sentences to average over; `{}` stands for the class name."""
+
+    templates: tuple[str, ...] = TEMPLATES
+
+    def __post_init__(self) -> None:
+        if not self.templates:
+            raise ValueError("templates must hold at least one sentence with {} in it")
+
+    def training(self, shots: int | None) -> Training:
+        """No epochs: there is nothing to learn."""
+        return Training(epochs=0, learning_rate=0.0, batch_size=32)
+
+
+class ZeroShot(Method):
+    """The frozen CLIP as it is."""
+
+    learns_text: ClassVar[bool] = False
+    learns_image: ClassVar[bool] = False
+
+    def __init__(self, config: ZeroShotConfig, task: Task) -> None:
+        super().__init__(task, templates=config.templates)
+
+    def prompts(self) -> Prompts:
+        """None."""
+        return {}

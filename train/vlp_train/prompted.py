@@ -1,0 +1,107 @@
+"""A frozen CLIP with prompts in it: from class names and uint8 pixels to logits, nothing folded.
+
+What a prompt checkpoint means is defined here, by its neutral tensors and layouts alone: training,
+evaluation and the reference logits that exports are proven against all go through this module.
+
+Legend: B images, K classes, T templates, D joint width, S image size; J layers, m tokens and d
+width of a tower's prompts.
+"""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.prompts import TextRows, text_rows
+from vlp_deploy.tokenizer import Tokenizer
+from vlp_train.clip import Clip
+
+PLAIN_TEXT, PLAIN_IMAGE = TextLayout(), VisualLayout()
+
+Prompts = Mapping[str, Tensor]  # "text.prompts", "text.class_prompts", "visual.prompts"
+
+
+class PromptedClip:
+    """One CLIP, one list of classes, and where learned prompts stand. It owns no prompts."""
+
+    def __init__(
+        self,
+        clip: Clip,
+        class_names: Sequence[str],
+        *,
+        templates: Sequence[str],
+        preprocessing: Preprocessing,
+        text_layout: TextLayout = PLAIN_TEXT,
+        visual_layout: VisualLayout = PLAIN_IMAGE,
+    ) -> None:
+        """Raises ClassListError for names or templates that cannot be tokenized."""
+        self.clip = clip
+        self.class_names, self.templates = tuple(class_names), tuple(templates)
+        self.preprocessing = preprocessing
+        self.text_layout, self.visual_layout = text_layout, visual_layout
+        tokenizer, length = Tokenizer.default(), clip.config.text.context_length
+        rows = [
+            text_rows(
+                self.class_names, template, tokenizer, layout=text_layout, context_length=length
+            )
+            for template in self.templates
+        ]
+        self.device = clip.logit_scale.device
+        self._ids, self._eot, self._slots = _stacked(rows, length, self.device)  # (T·K, L)
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self._mean, self._std = (c.view(3, 1, 1).to(self.device) for c in (mean, std))
+
+    def to(self, device: str | torch.device) -> None:
+        """Move the CLIP and everything beside it."""
+        self.clip.to(device)
+        self.device = self.clip.logit_scale.device
+        self._ids, self._eot, self._slots, self._mean, self._std = (
+            tensor.to(device)
+            for tensor in (self._ids, self._eot, self._slots, self._mean, self._std)
+        )
+
+    def class_features(self, prompts: Prompts, *, plain: bool = False) -> Tensor:
+        """L2-normalised class embeddings (K, D), the mean direction of all templates.
+
+        `plain` sends every token of all 77 positions through every layer, as the papers' code does;
+        otherwise the same numbers are computed with less work.
+        """
+        learned = prompts.get("text.prompts")  # (J, m, d)
+        if "text.class_prompts" in prompts:
+            learned = prompts["text.class_prompts"][None]  # (1, K, m, d)
+        encode = self.clip.encode_text if plain else self.clip.encode_text_fast
+        features = F.normalize(encode(self._ids, self._eot, self._slots, learned), dim=-1)
+        if len(self.templates) == 1:
+            return features
+        mean = features.unflatten(0, (len(self.templates), -1)).mean(dim=0)  # (K, D)
+        return F.normalize(mean, dim=-1)
+
+    def image_features(self, pixels: Tensor, prompts: Prompts) -> Tensor:
+        """L2-normalised image embeddings (B, D) of uint8 pixels (B, 3, S, S)."""
+        normalised = (pixels.to(self.device).float() / 255 - self._mean) / self._std
+        features = self.clip.encode_image(
+            normalised, prompts.get("visual.prompts"), self.visual_layout
+        )
+        return F.normalize(features, dim=-1)
+
+    def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
+        """Scaled cosine similarities (B, K) of normalised features, in float32."""
+        return self.clip.logit_scale.exp() * image_features.float() @ class_features.float().T
+
+
+def _stacked(
+    rows: Sequence[TextRows], length: int, device: torch.device
+) -> tuple[Tensor, Tensor, Tensor]:
+    """All templates' rows below each other, padded to the tower's context length."""
+    ids, slots = (
+        torch.cat([_padded(torch.from_numpy(part), length, fill) for part in parts]).to(device)
+        for parts, fill in (([r.ids for r in rows], 0), ([r.slots for r in rows], -1))
+    )
+    eot = torch.cat([torch.from_numpy(r.eot) for r in rows]).to(device)
+    return ids, eot, slots
+
+
+def _padded(rows: Tensor, length: int, fill: int) -> Tensor:
+    return F.pad(rows, (0, length - rows.shape[1]), value=fill)

@@ -1,0 +1,42 @@
+"""The images and logits that prove an export: eight pictures and the un-folded model's answers.
+
+The text tower runs every token of all 77 positions through every layer, in float32 on the CPU.
+"""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from vlp_deploy.architecture import Preprocessing
+from vlp_deploy.checkpoint import REFERENCE_IMAGES
+from vlp_deploy.data import Sample
+from vlp_train.images import ImageSet
+from vlp_train.prompted import PromptedClip, Prompts
+
+
+def spread_samples(samples: Sequence[Sample], count: int = REFERENCE_IMAGES) -> list[Sample]:
+    """`count` samples, their classes spread over the list; repeated if there are fewer."""
+    by_class = sorted(samples, key=lambda sample: sample.label)  # stable: first of a class first
+    return [by_class[index * len(by_class) // count] for index in range(count)]
+
+
+def reference_pixels(samples: Sequence[Sample], preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Eight images as the tower reads them, uint8 (8, 3, S, S)."""
+    images = ImageSet(spread_samples(samples), preprocessing)
+    (batch,) = images.in_order(REFERENCE_IMAGES)
+    pixels: NDArray[np.uint8] = batch.pixels.numpy()
+    return pixels
+
+
+@torch.no_grad()
+def reference_logits(
+    prompted: PromptedClip, prompts: Prompts, pixels: NDArray[np.uint8]
+) -> NDArray[np.float32]:
+    """(8, K)."""
+    image_features = prompted.image_features(torch.from_numpy(pixels), prompts)
+    class_features = prompted.class_features(prompts, plain=True)
+    logits: NDArray[Any] = prompted.logits(image_features, class_features).cpu().numpy()
+    return logits.astype(np.float32)

@@ -1,0 +1,135 @@
+"""A training run as a folder: what it was asked to do, how far it is, and what came of it.
+
+    prompt.safetensors   the prompt checkpoint; it exists when the run is complete, never before
+    resume.safetensors   after every epoch: prompts, momentum, options and the log so far
+    log.jsonl            one line an epoch, rewritten from resume.safetensors
+
+Each file is replaced in one step, so a run killed at any moment stands at the end of an epoch.
+"""
+
+import fcntl
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save as to_safetensors
+
+from vlp_deploy.architecture import Record
+from vlp_deploy.checkpoint import RUN_FILE
+from vlp_deploy.errors import TrainingError
+from vlp_deploy.files import write_atomic
+
+RESUME_FILE = "resume.safetensors"
+LOG_FILE = "log.jsonl"
+SCHEMA_VERSION = 1
+
+Arrays = Mapping[str, NDArray[Any]]
+
+
+class Epoch(Record, frozen=True, kw_only=True):
+    """One line of the log. `loss` and `accuracy` are means over the epoch's training images."""
+
+    epoch: int  # 1 is the first
+    loss: float
+    accuracy: float
+    learning_rate: float
+    seconds: float
+
+
+class Progress(Record, frozen=True, kw_only=True):
+    """The header of resume.safetensors."""
+
+    schema: int = SCHEMA_VERSION
+    options: dict[str, Any]  # everything that influences the weights
+    threads: int
+    loss_scale: float  # of float16 autocast; 1 elsewhere
+    log: tuple[Epoch, ...]
+
+
+class Run:
+    """One training run's folder."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.checkpoint = folder / RUN_FILE
+        self._resume, self._log = folder / RESUME_FILE, folder / LOG_FILE
+
+    @property
+    def finished(self) -> bool:
+        """Whether the prompt checkpoint is there."""
+        return self.checkpoint.is_file()
+
+    @property
+    def started(self) -> bool:
+        """Whether there is an epoch to resume from."""
+        return self._resume.is_file()
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep other processes from training in this folder. The kernel unlocks after a kill."""
+        try:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            handle = os.open(self.folder, os.O_RDONLY)
+        except OSError as error:
+            raise TrainingError(f"{self.folder} cannot be used: {error.strerror}") from error
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            raise TrainingError(f"another process is training in {self.folder}") from None
+        else:
+            yield
+        finally:
+            os.close(handle)
+
+    def save(self, progress: Progress, tensors: Arrays) -> None:
+        """Record the end of an epoch."""
+        header = msgspec.json.encode(progress).decode()
+        write_atomic(self._resume, to_safetensors(dict(tensors), metadata={"vlp": header}))
+        self._write_log(progress)
+
+    def load(self, options: Mapping[str, Any]) -> tuple[Progress, dict[str, NDArray[Any]]]:
+        """Where the run stands, its log brought in line.
+
+        Raises TrainingError if the file is damaged, or if the run was started with other options.
+        """
+        progress, tensors = self._read()
+        asked = msgspec.json.decode(msgspec.json.encode(options))  # tuples become lists
+        differences = [
+            f"{name} was {progress.options.get(name)!r}, now {asked.get(name)!r}"
+            for name in sorted({*progress.options, *asked})
+            if progress.options.get(name) != asked.get(name)
+        ]
+        if differences:
+            raise TrainingError(
+                f"{self.folder} was started with other options: {'; '.join(differences)}. "
+                "Resume with the same ones, or start over with --force"
+            )
+        self._write_log(progress)
+        return progress, tensors
+
+    def clear(self) -> None:
+        """Delete what a run wrote here, the result first; other files stay."""
+        for path in (self.checkpoint, self._resume, self._log):
+            path.unlink(missing_ok=True)
+
+    def _read(self) -> tuple[Progress, dict[str, NDArray[np.float32]]]:
+        try:
+            with safe_open(self._resume, framework="numpy") as file:
+                header = (file.metadata() or {}).get("vlp", "")
+                tensors = {name: file.get_tensor(name) for name in list(file.keys())}
+            return msgspec.json.decode(header, type=Progress), tensors
+        except (SafetensorError, OSError, msgspec.DecodeError) as error:
+            raise TrainingError(
+                f"{self._resume} is damaged or of another version ({error}). "
+                "Start over with --force"
+            ) from error
+
+    def _write_log(self, progress: Progress) -> None:
+        lines = (msgspec.json.encode(epoch) + b"\n" for epoch in progress.log)
+        write_atomic(self._log, b"".join(lines))
