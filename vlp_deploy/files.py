@@ -14,6 +14,7 @@ import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 TEMPORARY_SUFFIX = ".vlp-tmp"
 _AT_FDCWD = -100
@@ -22,13 +23,20 @@ _RENAME_EXCHANGE = 2
 
 def write_atomic(path: Path, content: bytes) -> None:
     """Put `content` at `path`: readers see the old file or the whole new one, never a part."""
+    with atomic_file(path) as file:
+        file.write(content)
+
+
+@contextmanager
+def atomic_file(path: Path) -> Iterator[BinaryIO]:
+    """A temporary file that becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(path)
     temporary = _temporary_beside(path)
     with open(temporary, "xb") as file:
         fcntl.flock(file, fcntl.LOCK_EX)
         try:
-            file.write(content)
+            yield file
             file.flush()
             os.fsync(file.fileno())
             os.rename(temporary, path)

@@ -217,6 +217,8 @@ def _in_byte_range(values: NDArray[np.float64]) -> NDArray[np.uint8]:
         low, high = 0.0, 1.0
     elif low >= 0 and high <= 255:
         low, high = 0.0, 255.0
+    elif low == high:
+        return np.zeros(values.shape, np.uint8)
     values = np.nan_to_num(values, nan=low, posinf=high, neginf=low)
     return np.rint((values - low) * (255 / (high - low))).astype(np.uint8)
 

@@ -1,0 +1,128 @@
+"""`vlp classify`: images and folders to a line of answer each, without PyTorch."""
+
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from enum import StrEnum
+from pathlib import Path
+from typing import Annotated, Protocol
+
+import typer
+
+from vlp_deploy.class_list import read_class_list
+from vlp_deploy.classifier import BATCH_SIZE, Classifier, Failure
+from vlp_deploy.errors import DataError
+from vlp_deploy.files import atomic_file
+from vlp_deploy.find_images import ImageFinder
+from vlp_deploy.results import WRITERS
+
+
+class Format(StrEnum):
+    """How answers are written."""
+
+    TABLE = "table"
+    JSONL = "jsonl"
+    CSV = "csv"
+    PARQUET = "parquet"
+
+
+def classify(
+    images: Annotated[list[Path], typer.Argument(help="Images, and folders to search.")],
+    classes: Annotated[
+        Path | None,
+        typer.Option(help="New classes: a UTF-8 file, one a line, synonyms separated by tabs."),
+    ] = None,
+    bundle: Annotated[
+        Path | None, typer.Option(help="Bundle folder. Default: $VLP_BUNDLE, else the embedded.")
+    ] = None,
+    top_k: Annotated[int, typer.Option(min=1, help="Candidates to name for every image.")] = 5,
+    format: Annotated[
+        Format | None, typer.Option(help="Default: by the name of --output, else table.")
+    ] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="File to write instead of stdout; appears when complete.")
+    ] = None,
+    exact_decode: Annotated[
+        bool, typer.Option("--exact-decode", help="Decode JPEG in full; slower on photos.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="auto, onnx or fake.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
+    threads: Annotated[int, typer.Option(min=0, help="0: the engine's own choice.")] = 0,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images the engine gets at once.")] = (
+        BATCH_SIZE
+    ),
+    template: Annotated[
+        list[str] | None,
+        typer.Option(help="Prompt with {} for the class name; repeat it to average several."),
+    ] = None,
+) -> int:
+    """Classify images and print one line for each, in the order they were given.
+
+    In folders every file counts that is named like an image or begins like one. Results go to
+    stdout, the rest to stderr. Exit code 1 if an input could not be classified.
+    """
+    chosen = _format(format, output)
+    if chosen == Format.PARQUET and output is None:
+        raise typer.BadParameter("parquet is binary: name a file with --output")
+    names = read_class_list(classes) if classes else None
+    classifier = Classifier.load(bundle, engine, threads or None, device=device)
+    if names is not None or template:
+        classifier = classifier.with_classes(names or classifier.classes, template)
+    found = ImageFinder(images)
+    done = failed = 0
+    with ExitStack() as stack:
+        target = atomic_file(output) if output else nullcontext(sys.stdout.buffer)
+        file = stack.enter_context(target)
+        writer = WRITERS[chosen](file)
+        answers_scroll_by = output is None and sys.stdout.isatty()
+        progress = stack.enter_context(_progress(shown=not answers_scroll_by))
+        for answer in classifier.stream(found, top_k, batch_size, exact_decode=exact_decode):
+            writer.write(answer)
+            done += 1
+            failed += isinstance(answer, Failure)
+            progress(done, failed)
+        if not done:
+            raise DataError(f"there are no images in {', '.join(map(str, images))}")
+        writer.close()
+    _report(done, failed, found.left_out)
+    return int(failed > 0)
+
+
+def _format(format: Format | None, output: Path | None) -> Format:
+    """What was asked for, else what the output's name says, else a table."""
+    by_name = output.suffix.removeprefix(".").lower() if output else ""
+    return format or (Format(by_name) if by_name in set(Format) else Format.TABLE)
+
+
+class Progress(Protocol):
+    """Called with the numbers of inputs done and failed."""
+
+    def __call__(self, done: int, failed: int) -> None: ...
+
+
+@contextmanager
+def _progress(*, shown: bool) -> Iterator[Progress]:
+    """A line on stderr that counts; none where nobody would see it, or answers scroll by."""
+    if not (shown and sys.stderr.isatty()):
+        yield lambda done, failed: None
+        return
+    from rich.console import Console  # 50 ms that only a terminal needs
+
+    started = time.perf_counter()
+    with Console(stderr=True).status("reading") as status:
+
+        def show(done: int, failed: int) -> None:
+            rate = done / (time.perf_counter() - started)
+            status.update(f"{done:,} images, {failed:,} failed, {rate:.1f} images/s")
+
+        yield show
+
+
+def _report(done: int, failed: int, left_out: int) -> None:
+    """What happened, on stderr, where it is not plain from the answers."""
+    if failed or left_out:
+        parts = [f"{done:,} inputs", f"{failed:,} failed"]
+        if left_out:
+            parts.append(f"{left_out:,} other files in the folders were left out")
+        print(f"vlp: {', '.join(parts)}", file=sys.stderr)

@@ -1,0 +1,72 @@
+"""The seam between the classifier and whatever runs its graphs: load a file, run arrays, close."""
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+from numpy.typing import NDArray
+
+from vlp_deploy.errors import EngineError
+
+DEVICES = ("cpu", "cuda")
+Arrays = Mapping[str, NDArray[Any]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine may use the machine. `threads` None leaves the number to the engine."""
+
+    threads: int | None = None
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        if self.threads is not None and self.threads < 1:
+            raise EngineError(f"threads is {self.threads}; expected 1 or more")
+        if self.device not in DEVICES:
+            raise EngineError(f"device is {self.device!r}; expected cpu or cuda")
+
+
+class Engine(ABC):
+    """One loaded graph. `run` may be called from many threads at once."""
+
+    name: ClassVar[str]
+    reads: ClassVar[str]  # the suffix of the graph files it understands
+
+    @classmethod
+    @abstractmethod
+    def is_installed(cls) -> bool:
+        """Whether the package behind the engine is there; loads nothing."""
+
+    @abstractmethod
+    def __init__(self, graph: Path, options: EngineOptions) -> None:
+        """Load a graph. Raises EngineError, or MissingExtraError without its package."""
+        self._closed = False
+
+    @property
+    @abstractmethod
+    def version(self) -> str:
+        """What runs the graph and where, for example `onnxruntime 1.20.0 CPU`."""
+
+    @property
+    @abstractmethod
+    def inputs(self) -> frozenset[str]:
+        """Names of the graph's inputs."""
+
+    @abstractmethod
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]: ...
+
+    def run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Outputs by name, in arrays that belong to the caller. Raises EngineError."""
+        if self._closed:
+            raise EngineError(f"the {self.name} engine is closed; load it again")
+        if inputs.keys() != self.inputs:
+            raise EngineError(
+                f"the graph takes {', '.join(sorted(self.inputs))}; got {', '.join(sorted(inputs))}"
+            )
+        return self._run(inputs)
+
+    def close(self) -> None:
+        """Let go of the graph; closing twice is allowed."""
+        self._closed = True

@@ -1,0 +1,87 @@
+"""Engine `onnx`: ONNX files run by onnxruntime, on the CPU or an NVIDIA GPU."""
+
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vlp_deploy.engines.base import Arrays, Engine, EngineOptions
+from vlp_deploy.errors import EngineError, MissingExtraError
+
+# The key under which ONNX names a file outside the model, as protobuf writes it. Such a file would
+# not be covered by the bundle's checksums.
+EXTERNAL_DATA = b"\x0a\x08location\x12"
+ERRORS_ONLY = 3
+
+
+class OnnxEngine(Engine):
+    """onnxruntime, quiet: only errors are logged."""
+
+    name = "onnx"
+    reads = ".onnx"
+
+    @classmethod
+    def is_installed(cls) -> bool:
+        return find_spec("onnxruntime") is not None
+
+    def __init__(self, graph: Path, options: EngineOptions) -> None:
+        super().__init__(graph, options)
+        runtime = _onnxruntime()
+        content = graph.read_bytes()
+        if EXTERNAL_DATA in content:
+            raise EngineError(f"{graph} keeps tensors in other files, which is refused")
+        settings = runtime.SessionOptions()
+        settings.log_severity_level = ERRORS_ONLY
+        if options.threads is not None:
+            settings.intra_op_num_threads = options.threads
+        providers = _providers(runtime, options.device)
+        try:
+            self._session = runtime.InferenceSession(content, settings, providers=providers)
+        except Exception as error:  # onnxruntime's errors have no common base of their own
+            raise EngineError(f"onnxruntime cannot load {graph}: {error}") from error
+        self._inputs = frozenset(entry.name for entry in self._session.get_inputs())
+        self._outputs = [entry.name for entry in self._session.get_outputs()]
+        self._version = f"onnxruntime {runtime.__version__} {self._session.get_providers()[0]}"
+
+    @property
+    def version(self) -> str:
+        return self._version
+
+    @property
+    def inputs(self) -> frozenset[str]:
+        return self._inputs
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        try:
+            outputs = self._session.run(self._outputs, dict(inputs))
+        except Exception as error:  # as above
+            raise EngineError(f"onnxruntime failed: {error}") from error
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def close(self) -> None:
+        super().close()
+        self._session = None
+
+
+def _onnxruntime() -> ModuleType:
+    try:
+        import onnxruntime
+    except ModuleNotFoundError as missing:
+        if missing.name != "onnxruntime":
+            raise
+        raise MissingExtraError("the onnx engine", needs="onnxruntime", extra="cpu") from None
+    return onnxruntime  # type: ignore[no-any-return]
+
+
+def _providers(runtime: ModuleType, device: str) -> list[str]:
+    if device == "cpu":
+        return ["CPUExecutionProvider"]
+    available = runtime.get_available_providers()
+    if "CUDAExecutionProvider" not in available:
+        raise EngineError(
+            f"this onnxruntime cannot use an NVIDIA GPU (it offers {', '.join(available)}). "
+            "Replace it: pip uninstall onnxruntime, then pip install 'vlp-deploy[gpu]'"
+        )
+    return ["CUDAExecutionProvider", "CPUExecutionProvider"]

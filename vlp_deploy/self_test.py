@@ -1,0 +1,107 @@
+"""Before an engine serves a bundle on this machine, it must give the bundle's own answers.
+
+The bundle carries images with their embeddings and logits, made at export. The verdict is kept in
+the cache, so that only the first load pays. B images, D joint width, K classes.
+"""
+
+import hashlib
+import platform
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.architecture import Record
+from vlp_deploy.bundle import Bundle, Golden, Manifest
+from vlp_deploy.cache import cache_folder
+from vlp_deploy.errors import EngineError
+from vlp_deploy.files import write_atomic
+
+Floats = NDArray[np.float32]
+RunImage = Callable[[NDArray[np.uint8]], tuple[Floats, Floats]]  # pixels -> embeddings, logits
+
+# largest difference of a logit, at a logit scale of 100, where the graph computes in float32
+LOGIT_TOLERANCE = 2e-3
+# smallest cosine between embeddings, where it computes in less
+COSINES = {"fp16": 0.999, "bf16": 0.999, "int8": 0.99, "fp8": 0.99}
+
+
+class Verdict(Record, frozen=True, kw_only=True):
+    """What was tested, as kept in the cache."""
+
+    bundle: str
+    engine: str
+    version: str
+    processor: str
+
+
+def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str) -> None:
+    """Run the bundle's golden images unless this engine has passed here before.
+
+    Raises EngineError if an answer is beyond tolerance.
+    """
+    verdict = Verdict(
+        bundle=bundle.digest, engine=engine, version=version, processor=processor_name()
+    )
+    content = msgspec.json.encode(verdict) + b"\n"
+    stamp = cache_folder() / "self-tests" / f"{hashlib.sha256(content).hexdigest()}.json"
+    if _holds(stamp, content):
+        return
+    if complaint := _complaint(bundle.manifest, bundle.golden(), run):
+        raise EngineError(
+            f"engine {engine!r} ({version}) does not give this bundle's own answers on this "
+            f"machine: {complaint}. Choose another --engine or update it; do not use its answers"
+        )
+    with suppress(OSError):  # a cache that cannot be written to costs time, not answers
+        write_atomic(stamp, content)
+
+
+def processor_name() -> str:
+    """The processor's model name."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
+
+
+def _holds(path: Path, content: bytes) -> bool:
+    try:
+        return path.read_bytes() == content
+    except OSError:
+        return False
+
+
+def _complaint(manifest: Manifest, golden: Golden, run: RunImage) -> str:
+    """What is wrong with the engine's answers, all images at once and the first one alone."""
+    for count in (len(golden.pixels), 1):
+        embeddings, logits = run(golden.pixels[:count])
+        expected = golden.embeddings[:count], golden.logits[:count]
+        # Shapes first: a wrong one may broadcast into a small difference.
+        if (embeddings.shape, logits.shape) != (expected[0].shape, expected[1].shape):
+            return f"shapes are {embeddings.shape} and {logits.shape}"
+        if not (np.isfinite(embeddings).all() and np.isfinite(logits).all()):
+            return "they hold NaN or infinity"
+        if complaint := _difference(manifest, (embeddings, logits), expected):
+            return f"{complaint} (batch {count})"
+    return ""
+
+
+def _difference(
+    manifest: Manifest, found: tuple[Floats, Floats], expected: tuple[Floats, Floats]
+) -> str:
+    if manifest.precision == "fp32":
+        tolerance = LOGIT_TOLERANCE * max(1.0, manifest.logit_scale / 100)
+        largest = float(np.abs(found[1] - expected[1]).max())
+        return (
+            f"a logit differs by {largest:.2e}, allowed are {tolerance:.0e}"
+            if largest > tolerance
+            else ""
+        )
+    least = COSINES[manifest.precision]
+    cosine = float((found[0] * expected[0]).sum(axis=1).min())  # both are L2-normalised
+    return f"a cosine is {cosine:.4f}, needed is {least}" if cosine < least else ""
