@@ -174,9 +174,7 @@ class Classifier:
         A Failure among the inputs comes out in its place.
         """
         if top_k < 1 or batch_size < 1:
-            raise ValueError(
-                f"top_k is {top_k} and batch_size {batch_size}; both must be 1 or more"
-            )
+            raise ValueError(f"top_k is {top_k}, batch_size {batch_size}; expected 1 or more each")
         preprocessing = self.bundle.manifest.preprocessing
 
         def read(item: ImageSource | Failure) -> _Read:

@@ -90,9 +90,8 @@ class ParquetWriter(ResultWriter):
             import pyarrow.parquet
         except ModuleNotFoundError:
             raise MissingExtraError("parquet", needs="pyarrow", extra="parquet") from None
-        candidate = pyarrow.struct(
-            [("label", pyarrow.string()), ("probability", pyarrow.float64())]
-        )
+        text, number = pyarrow.string(), pyarrow.float64()
+        candidate = pyarrow.struct([("label", text), ("probability", number)])
         self._schema = pyarrow.schema(
             [
                 ("path", text),
