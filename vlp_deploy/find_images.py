@@ -7,12 +7,12 @@ else is left out are counted. Entries come sorted by their names' bytes.
 """
 
 import os
-import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from vlp_deploy.classifier import Failure
+from vlp_deploy.images import has_image_signature
 
 IMAGE_SUFFIXES = frozenset(
     [
@@ -42,11 +42,6 @@ IMAGE_SUFFIXES = frozenset(
         ".pbm",
         ".pnm",
     ]
-)
-SIGNATURE = re.compile(
-    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM.{4}\x00\x00\x00\x00|RIFF.{4}WEBP|II[*+]\x00|MM\x00[*+]"
-    rb"|.{4}ftyp(avif|avis|heic|heix|mif1)|\x00\x00\x00\x0cjP|\x00\x00\x01\x00|qoif|P[1-6]\s\d",
-    re.DOTALL,
 )
 SIGNATURE_BYTES = 16
 
@@ -91,6 +86,6 @@ def _may_be_image(entry: os.DirEntry[str]) -> bool:
         if not entry.is_file():
             return not entry.is_dir()  # a pipe or a link to nothing counts, a link to a folder not
         with open(entry.path, "rb") as file:
-            return SIGNATURE.match(file.read(SIGNATURE_BYTES)) is not None
+            return has_image_signature(file.read(SIGNATURE_BYTES))
     except OSError:
         return True

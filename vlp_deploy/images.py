@@ -9,6 +9,7 @@ format, never the name. Damage that leaves no trace for the decoder (libjpeg con
 
 import io
 import os
+import re
 import stat
 import threading
 import warnings
@@ -31,6 +32,12 @@ WHITE = (255, 255, 255)
 # The first group is what Pillow imports anyway.
 USUAL_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
 OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "HEIF", "JPEG2000", "ICO", "QOI")
+
+SIGNATURE = re.compile(
+    rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM.{4}\x00\x00\x00\x00|RIFF.{4}WEBP|II[*+]\x00|MM\x00[*+]"
+    rb"|.{4}ftyp(avif|avis|heic|heix|mif1)|\x00\x00\x00\x0cjP|\x00\x00\x01\x00|qoif|P[1-6]\s\d",
+    re.DOTALL,
+)
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -136,12 +143,9 @@ def _identify(file: BinaryIO) -> Image.Image:
             return Image.open(file, formats=known)
     except UnidentifiedImageError:
         file.seek(0)
-        found = "it holds text" if _looks_like_text(file.read(512)) else "its content is unknown"
-        raise ImageError(
-            f"this is not an image in a known format, or its header is damaged: {found}"
-        ) from None
+        raise ImageError(_why_unknown(file.read(512))) from None
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(str(error))) from error
+        raise ImageError(_too_large(_pixels_found(error))) from error
     except Exception as error:  # Pillow's parsers raise whatever the damaged bytes led them to
         raise ImageError(f"the image's header is damaged ({_plain(error)})") from error
 
@@ -165,7 +169,7 @@ def _decode(
         rgb = _to_rgb(image, background)
         return _upright(rgb, _orientation(image) if exif_transpose else 1)
     except Image.DecompressionBombError as error:
-        raise ImageError(_too_large(str(error))) from error
+        raise ImageError(_too_large(_pixels_found(error))) from error
     except Exception as error:  # Pillow's decoders raise whatever the damaged bytes led them to
         if "truncated" in str(error).lower():
             raise ImageError(f"the image is cut off before its end ({_plain(error)})") from error
@@ -245,17 +249,38 @@ def _upright(image: Image.Image, orientation: int) -> Image.Image:
     return image.transpose(UPRIGHT[orientation]) if orientation in UPRIGHT else image
 
 
+def has_image_signature(start: bytes) -> bool:
+    """Whether a file's first 16 bytes are those of a format that `load_image` reads."""
+    return SIGNATURE.match(start) is not None
+
+
+def _why_unknown(start: bytes) -> str:
+    if has_image_signature(start):
+        return "the file begins like an image, but its header is damaged or cut off"
+    if _looks_like_text(start):
+        return "this is not an image: the file holds text"
+    return "this is not an image in a known format, or its first bytes are damaged"
+
+
 def _looks_like_text(start: bytes) -> bool:
     try:
         start.decode("utf-8")
     except UnicodeDecodeError as error:
-        if error.start < len(start) - 3:  # not just a character cut in two
+        if not 0 < len(start) - 3 <= error.start:  # not just a last character cut in two
             return False
     return not any(byte < 32 and byte not in b"\t\n\r\f" for byte in start)
 
 
 def _too_large(found: str) -> str:
     return f"the image is too large to decode safely: {found}"
+
+
+def _pixels_found(error: Image.DecompressionBombError) -> str:
+    """Pillow's message, without its guess at the sender's intentions."""
+    numbers = re.findall(r"\d+", str(error))
+    if len(numbers) != 2:
+        return str(error)
+    return f"{int(numbers[0]):,} pixels; the limit is {int(numbers[1]):,}"
 
 
 def _plain(error: Exception) -> str:

@@ -68,16 +68,15 @@ def encoded(image: Image.Image, format: str, **options: object) -> bytes:
     return file.getvalue()
 
 
-def png(width: int, height: int, bits: int, colour: int, rows: bytes, *extra: bytes) -> bytes:
-    """A PNG from its parts; `rows` are unfiltered, `extra` are whole chunks before the data."""
+def png(width: int, height: int, bits: int, colour: int, rows: bytes) -> bytes:
+    """A PNG from its parts; `rows` are unfiltered."""
     header = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, 0)
-    body = [
+    chunks = [
         chunk(b"IHDR", header),
-        *extra,
         chunk(b"IDAT", zlib.compress(rows)),
         chunk(b"IEND", b""),
     ]
-    return b"\x89PNG\r\n\x1a\n" + b"".join(body)
+    return b"\x89PNG\r\n\x1a\n" + b"".join(chunks)
 
 
 def chunk(kind: bytes, content: bytes) -> bytes:
@@ -116,6 +115,7 @@ RGB = Image.fromarray(photo(30, 20))
 GREY = RGB.convert("L")
 JPEG = encoded(RGB, "JPEG")
 PNG = encoded(RGB, "PNG")
+PHOTO = encoded(Image.fromarray(photo(300, 200)), "JPEG")
 
 ODD: dict[str, Callable[[], bytes]] = {
     "16 bit grey.png": lambda: deep_png(1, 0),
@@ -160,21 +160,21 @@ ODD: dict[str, Callable[[], bytes]] = {
 
 BROKEN: dict[str, tuple[bytes, str]] = {
     "empty.jpg": (b"", "the file is empty"),
-    "text.jpg": (b"Dear Sir,\nno picture is attached.\n", "it holds text"),
-    "html.png": ("<html>nicht gefunden: größer</html>".encode(), "it holds text"),
-    "noise.jpg": (np.random.default_rng(0).bytes(2000), "content is unknown"),
-    "zeros.png": (bytes(5000), "content is unknown"),
-    "truncated.jpg": (JPEG[: len(JPEG) // 2], "cut off"),
+    "text.jpg": (b"Dear Sir,\nno picture is attached.\n", "the file holds text"),
+    "html.png": ("<html>nicht gefunden: größer</html>".encode(), "the file holds text"),
+    "noise.jpg": (np.random.default_rng(0).bytes(2000), "not an image in a known format"),
+    "zeros.png": (bytes(5000), "not an image in a known format"),
+    "truncated.jpg": (PHOTO[: len(PHOTO) // 2], "cut off before its end"),
     "truncated.png": (PNG[: len(PNG) // 2], "cut off"),
     "truncated.gif": (encoded(RGB, "GIF")[:800], "cut off"),
-    "truncated.webp": (encoded(RGB, "WEBP", lossless=True)[:100], "damaged|cut off"),
+    "truncated.webp": (encoded(RGB, "WEBP", lossless=True)[:100], "header is damaged"),
     "truncated.bmp": (encoded(RGB, "BMP")[:1000], "cut off"),
-    "truncated.tiff": (encoded(RGB, "TIFF")[:1000], "cut off|damaged"),
-    "header only.png": (PNG[:33], "damaged|cut off"),
-    "signature only.png": (PNG[:8], "damaged"),
-    "signature only.jpg": (JPEG[:3], "damaged"),
+    "truncated.tiff": (encoded(RGB, "TIFF")[:1000], "cut off before its end"),
+    "header only.png": (PNG[:33], "begins like an image, but its header"),
+    "signature only.png": (PNG[:8], "begins like an image, but its header"),
+    "signature only.jpg": (JPEG[:3], "begins like an image, but its header"),
     "corrupt.png": (PNG[:60] + b"\xff" * 40 + PNG[100:], "damaged"),
-    "corrupt header.png": (PNG[:18] + b"\xff" + PNG[19:], "damaged"),
-    "no pixels.png": (png(0, 10, 8, 2, b""), "damaged|no pixels"),
-    "bomb.png": (bomb(), "too large to decode safely"),
+    "corrupt header.png": (PNG[:18] + b"\xff" + PNG[19:], "begins like an image, but its header"),
+    "no pixels.png": (png(0, 10, 8, 2, b""), "begins like an image, but its header"),
+    "bomb.png": (bomb(), "too large to decode safely: 900,000,000 pixels"),
 }

@@ -33,8 +33,8 @@ def check_engine(
     loaded = engine(graph, EngineOptions(threads=1))
     _require(loaded.inputs == inputs.keys(), f"inputs are {set(loaded.inputs)}")
     _require(bool(loaded.version), "version is empty")
-    _check_batches(loaded, inputs, items, tolerance)
     _check_arrays(loaded, inputs)
+    _check_batches(loaded, inputs, items, tolerance)
     _check_threads(loaded, inputs)
     missing = {name: value for name, value in inputs.items() if name not in items}
     _require_error(lambda: loaded.run(missing), "a missing input")
@@ -51,7 +51,8 @@ def _check_batches(
         part = {name: value[:batch] if name in items else value for name, value in inputs.items()}
         for name, output in engine.run(part).items():
             expected = whole[name][:batch]
-            _require(output.shape == expected.shape, f"{name} of batch {batch} is {output.shape}")
+            shapes_fit = output.shape == expected.shape and len(output) == batch
+            _require(shapes_fit, f"{name} of batch {batch} has shape {output.shape}")
             difference = float(np.abs(output - expected).max())
             _require(
                 difference <= tolerance,
