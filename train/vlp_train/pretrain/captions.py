@@ -5,83 +5,21 @@ names about interfaces rather than things (arrows, alignment, file operations) g
 """
 
 import re
+import tomllib
+from pathlib import Path
 
 from vlp_train.pretrain.wordnet import NounLexicon
 
-STYLE_WORDS = frozenset(
-    """
-    outline outlined fill filled bold duotone duo tone twotone line linear light thin regular solid
-    rounded round sharp sharpened broken bulk stroke flat color colored colour mono monochrome
-    semibold medium twotones negative alt alternate variant rtl ltr simple fi px sm lg xl xs
-    one two three four five six seven eight nine
-    """.split()
-)
-
-INTERFACE_WORDS = frozenset(
-    """
-    arrow arrows chevron chevrons caret align alignment cursor border layout git code api html css
-    sort text format formatting filter off slash check checked checkmark uncheck plus minus add
-    remove delete cancel edit setting settings search refresh sync undo redo upload download
-    import export copy paste duplicate align left right up down top bottom vertical horizontal
-    forward backward next previous prev first last alpha alphabet letter number numeric roman
-    numeral keycap math parenthesis bracket quote comment chat message mail email inbox
-    notification notifications user users account profile login logout signin view list grid column
-    columns row rows table cell panel sidebar dock tab tabs window page file files folder document
-    documents doc form field input checkbox radio toggle switch slider button menu dots ellipsis
-    more loading loader spinner progress status info information error warning alert help question
-    exclamation circle square rectangle hexagon octagon diamond triangle ring badge
-    shape polygon ellipse oval frame crop zoom expand collapse minimize maximize fullscreen resize
-    scale rotate flip move drag drop swipe tap click select selection deselect lasso path node
-    vector bezier anchor point points stack layer layers group ungroup merge split branch fork
-    commit pull push request bug issue deploy pipeline server database db sql cloud network wifi
-    bluetooth signal cellular lte 4g 5g 3g nfc usb hdmi link unlink share send reply receive
-    open close closed x dollar euro yen rupee bitcoin crypto currency coin percent tax invoice bill
-    receipt order payment pay wallet checkout analytics chart graph data report trend statistic
-    ai ml app apps application web www http browser url domain seo rss feed social media brand logo
-    wechat facebook google microsoft android windows linux emoji flag emoticon play pause stop
-    record rewind skip mute unmute volume playlist shuffle repeat loop queue subtitle caption
-    translate language font heading paragraph bold italic underline strikethrough indent bullet
-    paragraph superscript subscript signature stamp tag label bookmark pin
-    schedule event time date today timer history recent pending auto automatic manual mode
-    connect connected connection disconnect disconnected enable disable disabled on in out enter
-    exit full empty low high min max half quarter size width height space spacing margin padding
-    increase decrease above below under over between behind front back beside
-    variable function object class type property parameter element component components module
-    workspace project task todo ticket kanban scrum agile sprint board dashboard widget
-    verified unverified secure security privacy permission access auth authentication token
-    hint tip guide tutorial example test debug console terminal command prompt script
-    flow workflow process step steps stage status state version release update upgrade install
-    archive backup restore save load draft print scan capture detect detection recognition
-    block blocked ban banned deny denied allow allowed forbidden prohibited not no none never
-    with without and or of for to from by at as via than then a an the is
-    aspect ratio crossed dashed dotted broken double single multiple multi all any new old other
-    generic misc unknown custom default options option preferences config configuration control
-    controls tool tools action actions gesture
-    """.split()
-) - frozenset(
-    {"cloud", "diamond", "bug", "ring", "anchor", "board", "stamp", "space", "wallet", "emoticon"}
-)
-
-# Words about faces, deeds and weather that icons draw although they are not concrete nouns.
-DRAWABLE_WORDS = frozenset(
-    """
-    smile smiling laugh laughing grin grinning wink winking cry crying sad happy angry kiss kissing
-    surprised sick sleepy sleeping dizzy confused neutral tired nervous scared shocked love
-    fire run running walk walking swim swimming climbing dance dancing ski skiing surf surfing
-    hiking fishing cycling boxing wrestling archery fencing karate yoga soccer football basketball
-    baseball volleyball tennis badminton golf cricket rugby hockey bowling billiards
-    snow snowing rain raining fog storm thunderstorm tornado hurricane rainbow sunrise sunset
-    flag crown wave hug clap pray birthday wedding christmas halloween party gift magic
-    """.split()
-)
-
-# Prefixes that sets use for their own variants (`baseline-`, `md-`, `bxs-`).
-SET_PREFIXES = frozenset({"baseline", "md", "ios", "bx", "bxs", "ibm", "logo", "mood", "weather"})
+_WORDS = tomllib.loads(Path(__file__).with_name("icon_words.toml").read_text(encoding="utf-8"))
+STYLE_WORDS = frozenset(_WORDS["style"].split())
+SET_PREFIXES = frozenset(_WORDS["set_prefixes"].split())
+INTERFACE_WORDS = frozenset(_WORDS["interface"].split())
+DRAWABLE_WORDS = frozenset(_WORDS["drawable"].split())
+SHORT_WORDS = frozenset(_WORDS["short"].split())
 
 _CAMEL = re.compile(r"(?<=[a-z])(?=[A-Z])")
 _WORD = re.compile(r"[a-z]+")
 MAX_WORDS = 4
-SHORT_WORDS = frozenset({"tv", "ox", "ax"})
 
 
 def words_of(identifier: str) -> list[str]:

@@ -1,4 +1,4 @@
-"""Choose what the embedded CLIP may learn from: icon sets and clip art by licence, name and caption.
+"""Choose what the embedded CLIP learns from: icon sets and clip art by licence, name and caption.
 
 Input are the npm package `@iconify/json` (`collections.json`, `json/<set>.json`) and the Debian
 package `openclipart-svg` (public domain). Output is a list of `Drawing`s: where the SVG is, what
@@ -16,18 +16,39 @@ from pathlib import Path
 from typing import Any
 
 from vlp_train.pretrain.captions import caption_of, words_of
-from vlp_train.pretrain.wordnet import NounLexicon
+from vlp_train.pretrain.wordnet import NounLexicon, singular_forms
 
 LICENCES = frozenset({"MIT", "Apache-2.0", "ISC", "CC0-1.0", "Unlicense"})
 EXCLUDED_CATEGORIES = frozenset({"Emoji", "Logos", "Programming"})
 # Emoji vendors whose sets may lack the category; sets that redraw emoji; flags; currency tokens.
 EXCLUDED_SETS = frozenset(
-    """
-    noto noto-v1 twemoji fxemoji openmoji emojione emojione-v1 emojione-monotone fluent-emoji
-    fluent-emoji-flat fluent-emoji-high-contrast streamline-emojis dinkie-icons
-    flag flagpack circle-flags cif geo cryptocurrency cryptocurrency-color token token-branded
-    bitcoin-icons payment svg-spinners
-    """.split()
+    {
+        "noto",
+        "noto-v1",
+        "twemoji",
+        "fxemoji",
+        "openmoji",
+        "emojione",
+        "emojione-v1",
+        "emojione-monotone",
+        "fluent-emoji",
+        "fluent-emoji-flat",
+        "fluent-emoji-high-contrast",
+        "streamline-emojis",
+        "dinkie-icons",
+        "flag",
+        "flagpack",
+        "circle-flags",
+        "cif",
+        "geo",
+        "cryptocurrency",
+        "cryptocurrency-color",
+        "token",
+        "token-branded",
+        "bitcoin-icons",
+        "payment",
+        "svg-spinners",
+    }
 )
 VARIANTS_PER_SET = 3
 OPENCLIPART_SKIPPED = (
@@ -44,7 +65,20 @@ OPENCLIPART_SKIPPED = (
 )
 # Keywords that say how a clip art was filed, not what it shows.
 FILING_WORDS = frozenset(
-    "hash icon icons equipment art clip image svg computer drawing picture media".split()
+    {
+        "hash",
+        "icon",
+        "icons",
+        "equipment",
+        "art",
+        "clip",
+        "image",
+        "svg",
+        "computer",
+        "drawing",
+        "picture",
+        "media",
+    }
 )
 MAX_SVG_CHARACTERS = 400_000
 
@@ -140,7 +174,7 @@ def clip_art(root: Path, lexicon: NounLexicon) -> Iterator[Drawing]:
         captions = tuple(
             caption
             for caption in _captions([stem, title, *subjects, folder], lexicon)
-            if caption not in FILING_WORDS and len(caption.split()) <= 3
+            if caption not in FILING_WORDS and _all_nouns(caption, lexicon)
         )
         if captions:
             yield Drawing(
@@ -166,6 +200,14 @@ def _described(svg: str) -> tuple[str, list[str]]:
     subject = re.search(r"<dc:subject>(.*?)</dc:subject>", svg, re.DOTALL)
     words = re.findall(r"<rdf:li>([^<]+)</rdf:li>", subject.group(1)) if subject else []
     return (title.group(1) if title else ""), words
+
+
+def _all_nouns(caption: str, lexicon: NounLexicon) -> bool:
+    """Clip art is described by people: names, colours and other languages are left out."""
+    words = caption.split()
+    return len(words) <= 3 and all(
+        any(lexicon.is_noun(form) for form in singular_forms(word)) for word in words
+    )
 
 
 def _leading_nouns(stem: str, lexicon: NounLexicon) -> str:

@@ -120,5 +120,7 @@ def _licences(sets: list[IconSet], counts: Counter[str]) -> bytes:
     writer.writerow(["source", "title", "licence", "drawings"])
     for each in sets:
         writer.writerow([each.prefix, each.title, each.licence, counts[each.prefix]])
-    writer.writerow(["openclipart", "Open Clip Art Library 0.18", "public domain", counts["openclipart"]])
+    writer.writerow(
+        ["openclipart", "Open Clip Art Library 0.18", "public domain", counts["openclipart"]]
+    )
     return text.getvalue().encode()

@@ -1,0 +1,76 @@
+"""Training state as one safetensors file: parameters, optimisers and the step they belong to.
+
+Everything random is drawn from generators seeded by the step, so nothing else is needed to resume.
+"""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from vlp_deploy.files import write_atomic
+
+
+class TrainingState:
+    """Parameters under their names, optimisers under theirs, and the number of steps taken."""
+
+    def __init__(
+        self,
+        *,
+        parameters: Mapping[str, Tensor],
+        optimisers: Mapping[str, torch.optim.Optimizer],
+        average_decay: float = 0.0,
+    ) -> None:
+        """`average_decay` > 0 also keeps an exponential average of the parameters (`average`)."""
+        self.parameters, self.optimisers = dict(parameters), dict(optimisers)
+        self.step = 0
+        self._decay = average_decay
+        self.average = {
+            name: value.detach().clone() for name, value in parameters.items() if average_decay
+        }
+
+    @torch.no_grad()
+    def apply(self, gradients: Sequence[Tensor], rates: Mapping[str, float]) -> None:
+        """Step every optimiser along `gradients` (one a parameter, in order) at its rate."""
+        for parameter, gradient in zip(self.parameters.values(), gradients, strict=True):
+            parameter.grad = gradient
+        for name, optimiser in self.optimisers.items():
+            for group in optimiser.param_groups:
+                group["lr"] = rates[name]
+            optimiser.step()
+        decay = min(self._decay, (1 + self.step) / (10 + self.step))
+        for name, value in self.average.items():
+            value.lerp_(self.parameters[name], 1 - decay)
+        self.step += 1
+
+    def save(self, path: Path, recipe: str) -> None:
+        """Write the state atomically; `recipe` (JSON) goes into the file's metadata."""
+        tensors = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
+        for label, optimiser in self.optimisers.items():
+            for number, state in optimiser.state_dict()["state"].items():
+                for key, value in state.items():
+                    tensors[f"optimiser.{label}.{number}.{key}"] = torch.as_tensor(value)
+        content = {name: value.contiguous() for name, value in tensors.items()}
+        write_atomic(path, save(content, metadata={"step": str(self.step), "recipe": recipe}))
+
+    @torch.no_grad()
+    def load(self, path: Path) -> None:
+        """Continue from a file written by `save`, with the same parameters and optimisers."""
+        with safe_open(path, framework="pt") as file:
+            self.step = int(file.metadata()["step"])
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        for name, parameter in self.parameters.items():
+            parameter.copy_(tensors[f"parameter.{name}"])
+        for name, value in self.average.items():
+            value.copy_(tensors[f"average.{name}"])
+        for label, optimiser in self.optimisers.items():
+            start = f"optimiser.{label}."
+            states: dict[int, dict[str, Tensor]] = {}
+            for name in (name for name in tensors if name.startswith(start)):
+                number, key = name.removeprefix(start).split(".", 1)
+                states.setdefault(int(number), {})[key] = tensors[name]
+            optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
