@@ -20,7 +20,7 @@ from vlp_deploy.embedded import default_bundle
 from vlp_deploy.errors import EngineError
 from vlp_deploy.extras import load_function
 from vlp_deploy.files import write_atomic
-from vlp_deploy.measure import describe_machine
+from vlp_deploy.measure import PERCENTILES, describe_machine
 
 PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
 REPORT_FILE = "bench.json"
@@ -123,19 +123,19 @@ def print_report(report: BenchReport) -> None:
         f"{machine.cpu}, load {machine.load_average}"
         + (" (a loaded machine: trust the ratios only)" if loaded else "")
     )
-    table = Table("contender", "batch", "calls", "p50 ms", "p90", "p95", "p99", "images/s", "time")
+    table = Table("contender", "batch", *(f"p{p} ms" for p in PERCENTILES), "images/s")
     for contender in report.contenders:
-        for latency, ratio in zip(contender.latencies, contender.ratios, strict=True):
+        for latency in contender.latencies:
             times = (latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms)
-            table.add_row(
-                contender.name,
-                str(latency.batch),
-                str(latency.calls),
-                *(f"{value:.2f}" for value in times),
-                f"{latency.images_per_s:.1f}",
-                f"{ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f})",
-            )
+            cells = (f"{value:.2f}" for value in (*times, latency.images_per_s))
+            table.add_row(contender.name, str(latency.batch), *cells)
     console.print(table)
+    for contender in report.contenders[1:]:
+        for latency, ratio in zip(contender.latencies, contender.ratios, strict=True):
+            console.print(
+                f"batch {latency.batch}: {contender.name} takes {ratio.median:.2f}x the time of "
+                f"{OURS} ({ratio.low:.2f} to {ratio.high:.2f}, {latency.calls} paired calls)"
+            )
     for contender in report.contenders:
         if contender.accuracy and contender.agreement:
             console.print(

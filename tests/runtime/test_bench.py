@@ -1,0 +1,128 @@
+"""What `vlp bench` reports, on data whose answer is known."""
+
+import time
+from pathlib import Path
+
+import msgspec
+import numpy as np
+import pytest
+from PIL import Image
+
+from vlp_deploy import cli
+from vlp_deploy.bench import (
+    BenchReport,
+    accuracy,
+    agreement,
+    labels_in_bundle,
+    measure_cold_start,
+    measure_latencies,
+)
+from vlp_deploy.bundle import Bundle
+from vlp_deploy.commands.bench import REPORT_FILE
+from vlp_deploy.data import Dataset, Sample
+from vlp_deploy.errors import DataError
+
+LOGITS = np.array([[9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6]], np.float32)
+
+
+class Sleeper:
+    """A contender that takes its time."""
+
+    def __init__(self, milliseconds: float) -> None:
+        self.milliseconds = milliseconds
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        time.sleep(self.milliseconds / 1000)
+        return np.zeros((len(pixels), 2), np.float32)
+
+
+@pytest.fixture
+def class_folders(tmp_path: Path) -> Path:
+    folder = tmp_path / "data"
+    for name in ("red", "green"):
+        (folder / name).mkdir(parents=True)
+        Image.new("RGB", (40, 40), name).save(folder / name / "1.png")
+    return folder
+
+
+def dataset(*names: str) -> Dataset:
+    samples = tuple(Sample(Path(name), label) for label, name in enumerate(names))
+    return Dataset(class_names=names, splits={"all": samples}, source=Path("data"))
+
+
+def test_accuracy_counts_first_and_first_five() -> None:
+    found = accuracy(LOGITS, np.array([0, 6, 1]))  # ranks 1, 2 and 7
+
+    assert found.top1 == pytest.approx(1 / 3)
+    assert found.top5 == pytest.approx(2 / 3)
+
+
+def test_accuracy_gives_no_credit_for_ties() -> None:
+    assert accuracy(np.zeros((4, 6), np.float32), np.zeros(4, np.int64)).top5 == 0
+
+
+def test_agreement_names_the_largest_difference() -> None:
+    other = LOGITS.copy()
+    other[2, 1] += 100
+
+    found = agreement(LOGITS, other)
+
+    assert found.max_logit_difference == 100
+    assert found.same_top1 == 2
+
+
+def test_labels_are_counted_in_the_bundles_classes() -> None:
+    samples = labels_in_bundle(dataset("green", "red"), ["red", "blue", "green"])
+
+    assert [sample.label for sample in samples] == [2, 0]
+
+
+def test_classes_that_the_bundle_lacks_are_named() -> None:
+    with pytest.raises(DataError, match=r"2 classes .* first 'cat'.*--data-classes"):
+        labels_in_bundle(dataset("cat", "red", "dog"), ["red"])
+
+
+def test_latencies_tell_contenders_and_batches_apart() -> None:
+    pixels = np.zeros((2, 3, 4, 4), np.uint8)
+    contenders = {"fast": Sleeper(0), "slow": Sleeper(2)}
+
+    times = measure_latencies(
+        contenders, pixels, batches=[1, 3], seconds=0, progress=lambda text, n: None
+    )
+
+    assert {name: list(by_batch) for name, by_batch in times.items()} == {
+        "fast": [1, 3],
+        "slow": [1, 3],
+    }
+    assert np.median(times["slow"][3]) > np.median(times["fast"][3]) + 1
+
+
+def test_cold_start_measures_a_whole_process(fake_bundle: Path) -> None:
+    found = measure_cold_start(Bundle(fake_bundle), engine="fake", repeats=1)
+
+    assert 0.05 < found.later_s[0] < 60
+    assert 20 < found.peak_memory_mb < 500  # Python with NumPy, and no more than that
+
+
+def test_bench_writes_the_report_it_prints(
+    fake_bundle: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    options = ["--data", str(class_folders), "--engine", "fake", "--no-cold-start"]
+    options += ["--seconds", "0", "--batch", "2", "--output", str(tmp_path / "report")]
+
+    assert cli.run(["bench", str(fake_bundle), *options]) == 0
+
+    content = (tmp_path / "report" / REPORT_FILE).read_bytes()
+    report = msgspec.json.decode(content, type=BenchReport)
+    (result,) = report.contenders
+    assert [latency.batch for latency in result.latencies] == [2]
+    assert result.accuracy is not None
+    assert result.accuracy.images == 2
+    assert f"of {result.accuracy.images} images" in capsys.readouterr().out
+
+
+def test_bench_refuses_an_unknown_rival(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["bench", str(fake_bundle), "--engine", "fake", "--against", "tea"]) == 1
+    assert "Available: torch" in capsys.readouterr().err

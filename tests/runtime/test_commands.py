@@ -1,0 +1,75 @@
+"""`vlp verify`, `vlp inspect` and `vlp methods` on a bundle."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from vlp_deploy import cli
+from vlp_deploy.bundle import Bundle, Manifest
+from vlp_deploy.methods import METHODS
+
+
+def flip_a_byte(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def test_verify_accepts_an_intact_bundle(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["verify", str(fake_bundle)]) == 0
+
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == len(list(fake_bundle.iterdir())) - 1  # the list does not list itself
+    assert all(line.startswith("ok ") for line in lines)
+
+
+def test_verify_finds_a_flipped_byte_in_any_file(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in sorted(fake_bundle.iterdir()):
+        whole = path.read_bytes()
+        flip_a_byte(path)
+
+        assert cli.run(["verify", str(fake_bundle)]) == 1
+        assert path.name in capsys.readouterr().err
+
+        path.write_bytes(whole)
+    assert cli.run(["verify", str(fake_bundle)]) == 0
+
+
+def test_inspect_shows_classes_and_graphs(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["inspect", str(fake_bundle)]) == 0
+
+    shown = capsys.readouterr().out
+    assert "4: red, green, blue, grey" in shown
+    assert "image.fake" in shown
+
+
+def test_inspect_json_is_the_manifest(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["inspect", str(fake_bundle), "--json"]) == 0
+
+    manifest = msgspec.json.decode(capsys.readouterr().out, type=Manifest)
+    assert manifest == Bundle(fake_bundle).manifest
+
+
+def test_inspect_says_what_it_expected(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.run(["inspect", str(tmp_path / "nothing")]) == 1
+    assert "no prompt checkpoint" in capsys.readouterr().err
+
+
+def test_methods_lists_every_method(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
+
+    assert cli.run(["methods"]) == 0
+
+    shown = capsys.readouterr().out
+    assert all(name in shown and method.paper in shown for name, method in METHODS.items())
