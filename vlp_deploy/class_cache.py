@@ -34,7 +34,7 @@ def cached_embeddings(
     """
     key = msgspec.json.encode([bundle_digest, engine_version, list(templates), list(class_names)])
     path = cache_folder() / "classes" / f"{hashlib.sha256(key).hexdigest()}.npz"
-    with suppress(OSError, ValueError, KeyError, zipfile.BadZipFile):
+    with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             embeddings = file["embeddings"]  # checked against its CRC by the zip format
         if embeddings.shape == (len(class_names), embed_dim) and embeddings.dtype == np.float32:

@@ -2,26 +2,34 @@
 
 import io
 import os
+import shutil
 import struct
 import zlib
 from collections.abc import Callable
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from PIL import Image
 
+from vlp_deploy.bundle import Bundle, BundleContents, write_bundle
 from vlp_deploy.fake_bundle import write_fake_bundle
 
 CLASSES = ("red", "green", "blue", "grey")
 
 
-@pytest.fixture
-def fake_bundle(tmp_path: Path) -> Path:
-    """A bundle of four classes for the fake engine, 32 pixels, 16 dimensions."""
-    path = tmp_path / "bundle"
+@pytest.fixture(scope="session")
+def pristine_bundle(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pristine") / "bundle"
     write_fake_bundle(path, CLASSES)
     return path
+
+
+@pytest.fixture
+def fake_bundle(pristine_bundle: Path, tmp_path: Path) -> Path:
+    """A bundle of four classes for the fake engine, 32 pixels, 16 dimensions."""
+    return Path(shutil.copytree(pristine_bundle, tmp_path / "bundle"))
 
 
 @pytest.fixture(scope="session")
@@ -178,3 +186,27 @@ BROKEN: dict[str, tuple[bytes, str]] = {
     "no pixels.png": (png(0, 10, 8, 2, b""), "begins like an image, but its header"),
     "bomb.png": (bomb(), "too large to decode safely: 900,000,000 pixels"),
 }
+
+
+@pytest.fixture
+def changed_bundle(fake_bundle: Path, tmp_path: Path) -> Callable[..., Path]:
+    """Makes a copy of the fake bundle with other values in its manifest; its checksums fit."""
+
+    def change(**values: object) -> Path:
+        bundle = Bundle(fake_bundle)
+        contents = BundleContents(
+            manifest=msgspec.structs.replace(bundle.manifest, **values),
+            graphs={
+                graph.file: bundle.files.read(graph.file)
+                for graph in bundle.manifest.graphs.values()
+            },
+            prompts=bundle.prompts(),
+            bank=bundle.class_bank(),
+            golden=bundle.golden(),
+            vocabulary=bundle.vocabulary(),
+        )
+        target = tmp_path / f"changed-{len(list(tmp_path.iterdir()))}"
+        write_bundle(contents, target, replace=False)
+        return target
+
+    return change

@@ -1,0 +1,192 @@
+"""`vlp classify` as a process: what it prints, where, and its exit code."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+HEAVY = {"torch", "open_clip", "onnx", "vlp_train", "vlp_export"}
+
+
+def classify(*arguments: object, program: str = "vlp_deploy") -> subprocess.CompletedProcess[bytes]:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
+    command = [sys.executable, "-m", "vlp_deploy", "classify", *map(os.fspath, arguments)]
+    return subprocess.run(command, capture_output=True, env=environment, timeout=120)
+
+
+def records(output: bytes) -> list[dict]:
+    return [json.loads(line) for line in output.decode().splitlines()]
+
+
+@pytest.fixture
+def images(tmp_path: Path) -> Path:
+    folder = tmp_path / "images"
+    folder.mkdir()
+    for index, colour in enumerate(("red", "green", "blue")):
+        Image.new("RGB", (20, 30), colour).save(folder / f"{index}.png")
+    return folder
+
+
+def test_torture_folder_gives_one_line_each(
+    torture_folder: Path, fake_bundle: Path, odd_images, broken_images
+) -> None:
+    done = classify(torture_folder, "--bundle", fake_bundle, "--format", "jsonl")
+
+    lines = records(done.stdout)
+    assert done.returncode == 1
+    for part in (torture_folder, torture_folder / "deeper"):
+        mine = {Path(r["path"]).name: r for r in lines if Path(r["path"]).parent == part}
+        good = {name for name, record in mine.items() if "label" in record}
+        assert good == {*odd_images, "good 0.jpg", "good 1.jpg", "good 2.jpg"}
+        refused = {name for name, record in mine.items() if "error" in record}
+        assert refused == {*broken_images, "dangling.jpg", "pipe.jpg"}
+        assert "a link to a file that does not exist" in mine["dangling.jpg"]["error"]
+    assert len(lines) == len({record["path"] for record in lines})
+    assert lines == sorted(lines, key=lambda record: os.fsencode(record["path"]))
+    failed = sum("error" in record for record in lines)
+    assert done.stderr.decode() == (
+        f"vlp: {len(lines)} inputs, {failed} failed, 4 other files in the folders were left out\n"
+    )
+
+
+def test_good_images_exit_with_zero_and_say_nothing_else(images: Path, fake_bundle: Path) -> None:
+    done = classify(images, "--bundle", fake_bundle)
+
+    assert (done.returncode, done.stderr) == (0, b"")
+    lines = done.stdout.decode().splitlines()
+    assert [line.split("%")[1].split()[0] for line in lines] == [
+        str(images / f"{index}.png") for index in range(3)
+    ]
+
+
+def test_named_files_keep_their_order(images: Path, fake_bundle: Path) -> None:
+    paths = [images / "2.png", images / "absent.png", images / "0.png", images / "2.png"]
+
+    done = classify(*paths, "--bundle", fake_bundle, "--format", "jsonl", "--batch-size", "1")
+
+    assert [record["path"] for record in records(done.stdout)] == list(map(str, paths))
+    assert done.returncode == 1
+
+
+def test_json_line_holds_what_was_asked_for(images: Path, fake_bundle: Path) -> None:
+    done = classify(images / "0.png", "--bundle", fake_bundle, "--format", "jsonl", "--top-k", "2")
+
+    (record,) = records(done.stdout)
+    assert list(record) == ["path", "label", "probability", "top"]
+    assert [list(candidate) for candidate in record["top"]] == [["label", "probability"]] * 2
+    assert record["top"][0] == {"label": record["label"], "probability": record["probability"]}
+
+
+def test_new_classes_from_a_file(images: Path, fake_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("red panda\tlesser panda\ntree kangaroo\n")
+    common = (images, "--bundle", fake_bundle, "--classes", tmp_path / "new.txt")
+
+    table = classify(*common)
+    other = classify(*common, "--format", "jsonl", "--template", "one {}.", "--template", "a {}!")
+
+    assert table.returncode == other.returncode == 0
+    assert all(
+        {c["label"] for c in record["top"]} == {"red panda", "tree kangaroo"}
+        for record in records(other.stdout)
+    )
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+def test_output_file_is_written_in_the_format_of_its_name(
+    images: Path, fake_bundle: Path, tmp_path: Path, name: str
+) -> None:
+    if name.endswith("parquet"):
+        pytest.importorskip("pyarrow", reason="writes the file")
+    output = tmp_path / "new folder" / name
+
+    done = classify(images, "--bundle", fake_bundle, "--output", output)
+
+    assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+    start = {"out.jsonl": b'{"path"', "out.csv": b"path,label", "out.parquet": b"PAR1"}[name]
+    assert output.read_bytes().startswith(start)
+    assert os.listdir(output.parent) == [name]
+
+
+def test_output_stays_as_it_was_when_nothing_is_found(fake_bundle: Path, tmp_path: Path) -> None:
+    output, empty = tmp_path / "out.jsonl", tmp_path / "empty"
+    output.write_bytes(b"earlier answers")
+    empty.mkdir()
+
+    done = classify(empty, "--bundle", fake_bundle, "--output", output)
+
+    assert done.returncode == 1
+    assert done.stderr.decode() == f"vlp: there are no images in {empty}\n"
+    assert output.read_bytes() == b"earlier answers"
+
+
+def test_name_that_is_not_utf8_is_classified(images: Path, fake_bundle: Path) -> None:
+    odd = os.fsencode(images) + b"/\xff.png"
+    os.rename(images / "0.png", odd)
+
+    for arguments in ((images,), (os.fsdecode(odd),)):
+        done = classify(*arguments, "--bundle", fake_bundle, "--format", "jsonl")
+        assert done.returncode == 0
+        assert any("path_b64" in record for record in records(done.stdout))
+        assert classify(*arguments, "--bundle", fake_bundle).returncode == 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "complaint"),
+    [
+        (["--classes", "absent.txt"], 1, "class list absent.txt cannot be read"),
+        (["--engine", "tensorrt"], 1, "not in this version"),
+        (["--engine", "onnx"], 1, "Use --engine auto"),
+        (["--format", "xml"], 2, "--format"),
+        (["--format", "parquet"], 2, "--output"),
+        (["--top-k", "0"], 2, "--top-k"),
+        (["--batch-size", "many"], 2, "--batch-size"),
+        (["--device", "cuda:x"], 1, "expected cpu or cuda"),
+    ],
+)
+def test_wrong_options_are_explained_with_their_code(
+    images: Path, fake_bundle: Path, arguments: list[str], code: int, complaint: str
+) -> None:
+    done = classify(images, "--bundle", fake_bundle, *arguments)
+
+    assert done.returncode == code
+    assert complaint in done.stderr.decode()
+    assert done.stdout == b""
+
+
+def test_no_image_is_a_usage_error() -> None:
+    assert classify().returncode == 2
+
+
+def test_reader_that_goes_away_is_no_traceback(torture_folder: Path, fake_bundle: Path) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    program = f"{sys.executable} -m vlp_deploy classify {torture_folder} --bundle {fake_bundle}"
+
+    done = subprocess.run(
+        ["bash", "-c", f"{program} | true"], capture_output=True, env=environment, timeout=120
+    )
+
+    assert b"Traceback" not in done.stderr
+
+
+def test_nothing_heavy_is_imported(images: Path, fake_bundle: Path, tmp_path: Path) -> None:
+    (tmp_path / "new.txt").write_text("cat\ndog\n")
+    program = (
+        "import sys\nfrom vlp_deploy.cli import run\n"
+        f"code = run(['classify', {str(images)!r}, '--bundle', {str(fake_bundle)!r}, "
+        f"'--classes', {str(tmp_path / 'new.txt')!r}])\n"
+        "print(code, *{name.split('.')[0] for name in sys.modules}, file=sys.stderr)"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, env=environment, timeout=120
+    )
+
+    code, *modules = done.stderr.decode().split()
+    assert code == "0"
+    assert {"numpy", "vlp_deploy"} <= set(modules)
+    assert HEAVY.isdisjoint(modules)

@@ -1,0 +1,108 @@
+"""The bytes that other programs read."""
+
+import base64
+import csv
+import io
+import json
+import os
+import re
+
+import pytest
+
+from vlp_deploy.classifier import Candidate, Failure, Prediction
+from vlp_deploy.results import WRITERS
+
+GOOD = Prediction(
+    path="a b/ü.jpg",
+    label="red panda",
+    probability=0.75,
+    logit=12.5,
+    top=(Candidate("red panda", 0.75), Candidate('cat, "big"', 0.2499996)),
+)
+BAD = Failure(path="b.jpg", error="the file is empty")
+ODD = Failure(path=os.fsdecode(b"\xff\xe9.jpg"), error="there is no such file")
+PATHLESS = Prediction(path=None, label="x", probability=1.0, logit=1.0, top=(Candidate("x", 1.0),))
+
+
+def written(format: str, *answers: Prediction | Failure) -> bytes:
+    file = io.BytesIO()
+    writer = WRITERS[format](file)
+    for answer in answers:
+        writer.write(answer)
+    writer.close()
+    return file.getvalue()
+
+
+def test_json_lines_are_exactly_as_specified() -> None:
+    assert written("jsonl", GOOD, BAD).decode() == (
+        '{"path":"a b/ü.jpg","label":"red panda","probability":0.75,"top":['
+        '{"label":"red panda","probability":0.75},'
+        '{"label":"cat, \\"big\\"","probability":0.25}]}\n'
+        '{"path":"b.jpg","error":"the file is empty"}\n'
+    )
+
+
+def test_path_that_is_not_utf8_can_be_recovered() -> None:
+    record = json.loads(written("jsonl", ODD))
+
+    assert record["path"] == "\ufffd\ufffd.jpg"
+    assert base64.b64decode(record["path_b64"]) == b"\xff\xe9.jpg"
+    assert list(record) == ["path", "error", "path_b64"]
+
+
+def test_json_line_of_an_image_without_a_path() -> None:
+    assert json.loads(written("jsonl", PATHLESS))["path"] is None
+
+
+def test_csv_has_the_same_columns_for_all() -> None:
+    rows = list(csv.DictReader(io.StringIO(written("csv", GOOD, BAD, ODD).decode())))
+
+    assert rows[0] == {
+        "path": "a b/ü.jpg",
+        "label": "red panda",
+        "probability": "0.75",
+        "error": "",
+        "top": 'red panda 0.75|cat, "big" 0.25',
+        "path_b64": "",
+    }
+    assert (rows[1]["label"], rows[1]["error"]) == ("", "the file is empty")
+    assert base64.b64decode(rows[2]["path_b64"]) == b"\xff\xe9.jpg"
+
+
+def test_parquet_holds_the_records() -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
+
+    rows = parquet.read_table(io.BytesIO(written("parquet", GOOD, BAD))).to_pylist()
+
+    assert rows[0]["top"] == [
+        {"label": "red panda", "probability": 0.75},
+        {"label": 'cat, "big"', "probability": 0.25},
+    ]
+    assert [row["error"] for row in rows] == [None, "the file is empty"]
+
+
+def test_parquet_without_answers_is_an_empty_table() -> None:
+    parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
+
+    assert parquet.read_table(io.BytesIO(written("parquet"))).num_rows == 0
+
+
+def test_table_has_one_line_an_input() -> None:
+    lines = written("table", GOOD, BAD, PATHLESS).decode().splitlines()
+
+    assert [re.sub(" +", " ", line) for line in lines] == [
+        'red panda 75.0% a b/ü.jpg (cat, "big" 25.0%)',
+        "error b.jpg: the file is empty",
+        "x 100.0% -",
+    ]
+
+
+@pytest.mark.parametrize("format", ["table", "jsonl"])
+def test_names_cannot_break_lines_or_drive_the_terminal(format: str) -> None:
+    nasty = Failure(path="a\nb\x1b[2J\r\u202e.jpg", error="bad\n\x1b[31m")
+
+    output = written(format, nasty)
+
+    assert output.count(b"\n") == 1
+    assert b"\x1b" not in output
+    assert b"\r" not in output
