@@ -4,6 +4,7 @@ import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+
 from tests.export.tiny_clip import (
     image_embeddings,
     make_clip,
@@ -12,7 +13,6 @@ from tests.export.tiny_clip import (
     make_prompts,
     make_weights,
 )
-
 from vlp_deploy.architecture import Preprocessing, VisualLayout
 from vlp_deploy.errors import CheckpointError
 from vlp_export.graph import to_bytes

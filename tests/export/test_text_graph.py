@@ -3,6 +3,7 @@
 import numpy as np
 import onnx
 import pytest
+
 from tests.export.tiny_clip import (
     make_clip,
     make_config,
@@ -11,7 +12,6 @@ from tests.export.tiny_clip import (
     text_features,
     unit,
 )
-
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.prompts import TextRows
 from vlp_export.graph import to_bytes
@@ -82,9 +82,7 @@ def test_rows_without_prompts_need_none() -> None:
 def test_padding_and_the_other_rows_have_no_influence() -> None:
     rows, prompts = make_rows(tokens=2), make_prompts(2, 2, 16)
     short = rows.eot[1] + 1
-    alone = TextRows(
-        ids=rows.ids[1:2, :short], eot=rows.eot[1:2], slots=rows.slots[1:2, :short]
-    )
+    alone = TextRows(ids=rows.ids[1:2, :short], eot=rows.eot[1:2], slots=rows.slots[1:2, :short])
     garbage = rows.ids.copy()
     garbage[1, short:] = 7
 

@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
-from vlp_train.clip import Clip
 
 from vlp_deploy.architecture import (
     Backbone,
@@ -22,6 +21,7 @@ from vlp_deploy.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.prompts import TextRows, text_rows
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_deploy.weights import expected_shapes, fingerprint
+from vlp_train.clip import Clip
 
 Floats = NDArray[np.float32]
 Weights = dict[str, Floats]

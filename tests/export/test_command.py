@@ -1,0 +1,68 @@
+"""`vlp export` as it is typed."""
+
+from pathlib import Path
+
+import pytest
+
+from tests.export.tiny_clip import (
+    VOCABULARY,
+    make_checkpoint,
+    make_config,
+    make_weights,
+    save_weights,
+)
+from vlp_deploy.bundle import Bundle
+from vlp_deploy.cli import run
+
+CONFIG = make_config(vocab_size=VOCABULARY)
+
+
+@pytest.fixture
+def arguments(tmp_path: Path) -> list[str]:
+    weights = make_weights(CONFIG)
+    make_checkpoint(CONFIG, weights).save(tmp_path / "prompt.safetensors")
+    save_weights(weights, tmp_path / "clip.safetensors")
+    paths = ("prompt.safetensors", "bundle", "clip.safetensors")
+    source, output, pretrained = (str(tmp_path / name) for name in paths)
+    return ["export", source, "--output", output, "--pretrained", pretrained]
+
+
+def test_tables_are_printed_and_the_bundle_is_there(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    code = run(arguments)
+
+    printed = capsys.readouterr()
+    assert code == 0, printed.err
+    assert "Against the un-folded model" in printed.out
+    assert printed.out.count(" ok ") == 4  # batches 1, 2, 5, 8
+    assert "image" in printed.out
+    assert "vlp classify" in printed.out
+    assert Bundle(tmp_path / "bundle").manifest.method == "zeroshot"
+
+
+def test_second_export_to_the_same_place_needs_force(
+    arguments: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run(arguments) == 0
+
+    assert run(arguments) == 1
+    assert "pass --force" in capsys.readouterr().err
+    assert run([*arguments, "--force"]) == 0
+
+
+def test_unsupported_precision_is_one_line(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert run([*arguments, "--precision", "int8"]) == 1
+
+    assert "This version exports onnx: fp32" in capsys.readouterr().err
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["export", "--help"]) == 0
+
+    text = " ".join(capsys.readouterr().out.split())
+    for option in ("--engine", "--precision", "--output", "--pretrained", "--classes", "--force"):
+        assert option in text

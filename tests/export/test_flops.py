@@ -1,0 +1,186 @@
+"""Costs are counted from the graph, and the rewrites save what arithmetic says they save."""
+
+import numpy as np
+import onnx
+import onnx_ir as ir
+import pytest
+
+from tests.export.tiny_clip import make_config, make_weights
+from vlp_deploy.architecture import (
+    ClipConfig,
+    Preprocessing,
+    TextTower,
+    VisionTower,
+    VisualLayout,
+)
+from vlp_deploy.weights import expected_shapes
+from vlp_export.flops import count_flops
+from vlp_export.folding import Weights
+from vlp_export.graph import GraphBuilder, node_count, to_bytes
+from vlp_export.image_graph import write_image_graph
+from vlp_export.text_graph import write_text_graph
+
+CLASSES = 10
+UNUSED_TEXT = TextTower(context_length=4, vocab_size=4, width=8, layers=1, heads=1, mlp_width=8)
+VIT_B_16 = ClipConfig(
+    embed_dim=512,
+    quick_gelu=True,
+    vision=VisionTower(
+        image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072
+    ),
+    text=UNUSED_TEXT,
+)
+VLP_TINY = ClipConfig(
+    embed_dim=256,
+    quick_gelu=False,
+    vision=VisionTower(image_size=64, patch_size=16, width=256, layers=6, heads=4, mlp_width=1024),
+    text=UNUSED_TEXT,
+)
+
+
+def zero_weights(config: ClipConfig) -> Weights:
+    """Weights that take no memory: only shapes are counted."""
+    zero = np.zeros((), np.float32)
+    return {name: np.broadcast_to(zero, shape) for name, shape in expected_shapes(config).items()}
+
+
+def image_graph(
+    config: ClipConfig, *, prompted: int = 0, tokens: int = 8, survive_last: bool = False
+) -> ir.Model:
+    return write_image_graph(
+        config,
+        zero_weights(config),
+        preprocessing=Preprocessing(image_size=config.vision.image_size),
+        prompts=np.ones((prompted, tokens, config.vision.width), np.float32),
+        layout=VisualLayout(tokens=tokens, survive_last=survive_last),
+    )
+
+
+def image_flops(model: ir.Model, config: ClipConfig, *, batch: int = 1) -> int:
+    size = config.vision.image_size
+    inputs = {
+        "image": (batch, 3, size, size),
+        "class_matrix": (config.embed_dim, CLASSES),
+        "class_bias": (CLASSES,),
+    }
+    return count_flops(model, inputs)
+
+
+def tower_flops(config: ClipConfig, *, every_token_through_last_block: bool) -> int:
+    """The arithmetic by hand; t tokens, d width."""
+    tower = config.vision
+    t, d, hidden = 1 + tower.patches, tower.width, tower.mlp_width
+    block = t * d * 3 * d + 2 * t * t * d + t * d * d + 2 * t * d * hidden
+    last = t * d * 2 * d + 2 * t * d + 2 * d * d + 2 * d * hidden  # query of one token
+    if every_token_through_last_block:
+        last = block
+    patches = tower.patches * d * 3 * tower.patch_size**2
+    head = d * config.embed_dim + config.embed_dim * CLASSES
+    return 2 * (patches + (tower.layers - 1) * block + last + head)
+
+
+@pytest.mark.parametrize("config", [VIT_B_16, VLP_TINY], ids=["vit-b-16", "vlp-tiny"])
+def test_count_equals_the_arithmetic_by_hand(config: ClipConfig) -> None:
+    model = image_graph(config)
+
+    found = image_flops(model, config)
+
+    assert found == tower_flops(config, every_token_through_last_block=False)
+    assert image_flops(model, config, batch=5) == 5 * found
+
+
+def test_last_block_for_the_class_token_saves_seven_percent_of_vit_b_16() -> None:
+    plain = tower_flops(VIT_B_16, every_token_through_last_block=True)
+
+    saved = 1 - image_flops(image_graph(VIT_B_16), VIT_B_16) / plain
+
+    assert plain == pytest.approx(2 * 17.56e9, rel=1e-3)  # the published cost of ViT-B/16
+    assert saved == pytest.approx(0.069, abs=5e-4)
+
+
+@pytest.mark.parametrize(
+    ("config", "ratio"),
+    [(VIT_B_16, 1.00163), (VLP_TINY, 1.00478)],
+    ids=["vit-b-16", "vlp-tiny"],
+)
+def test_deep_prompts_cost_at_most_half_a_percent(config: ClipConfig, ratio: float) -> None:
+    prompted = image_graph(config, prompted=config.vision.layers)
+
+    found = image_flops(prompted, config) / image_flops(image_graph(config), config)
+
+    assert found == pytest.approx(ratio, abs=1e-5)
+    assert found <= 1.005
+
+
+def test_travelling_prompts_cost_what_tokens_cost() -> None:
+    travelling = image_graph(VLP_TINY, prompted=1, survive_last=True)
+
+    ratio = image_flops(travelling, VLP_TINY) / image_flops(image_graph(VLP_TINY), VLP_TINY)
+
+    assert 1.4 < ratio < 1.5  # 25 tokens for 17
+
+
+# stem 7, tail 5; a block 27 with QuickGELU (3 nodes) or 29 with exact GELU (5 nodes)
+@pytest.mark.parametrize(
+    ("config", "prompted", "survive_last", "nodes"),
+    [
+        (VIT_B_16, 0, False, 7 + 11 * 27 + 29 + 5),
+        (VIT_B_16, 12, False, 338 + 2 + 12 * 4),  # batch shape; Expand and Concat of K and V
+        (VIT_B_16, 9, True, 338 + 2 + 8 * 4 + 1 + 2),  # and the ninth set as tokens
+        (VLP_TINY, 0, False, 7 + 5 * 29 + 31 + 5),
+    ],
+)
+def test_image_graph_has_no_node_too_many(
+    config: ClipConfig, prompted: int, survive_last: bool, nodes: int
+) -> None:
+    model = image_graph(config, prompted=prompted, survive_last=survive_last)
+
+    assert node_count(model) == nodes
+
+
+# embedding, positions, mask 13; rows of end of text 3; a block with mask 28, the last 30; tail 4
+@pytest.mark.parametrize(("prompted", "nodes"), [(1, 13 + 3 + 2 * 28 + 30 + 4), (3, 106 + 2 * 3)])
+def test_text_graph_has_no_node_too_many(prompted: int, nodes: int) -> None:
+    config = make_config()
+
+    model = write_text_graph(config, make_weights(config), prompted_layers=prompted)
+
+    assert node_count(model) == nodes
+
+
+def test_text_flops_equal_the_arithmetic_by_hand() -> None:
+    config = make_config()
+    tower, length = config.text, 13
+    inputs = {
+        "input_ids": (4, length),
+        "eot_index": (4,),
+        "slots": (4, length),
+        "prompts": (2, 0, tower.width),
+    }
+
+    found = count_flops(write_text_graph(config, make_weights(config), prompted_layers=2), inputs)
+
+    d = tower.width
+    block = 12 * length * d * d + 2 * length * length * d
+    last = 2 * length * d * d + 2 * length * d + 10 * d * d
+    assert found == 4 * 2 * ((tower.layers - 1) * block + last + d * config.embed_dim)
+
+
+def test_file_costs_what_the_model_in_memory_costs() -> None:
+    config = make_config()
+    model = write_image_graph(
+        config, make_weights(config), preprocessing=Preprocessing(image_size=32)
+    )
+
+    read = ir.from_proto(onnx.load_from_string(to_bytes(model)))
+
+    assert image_flops(read, config) == image_flops(model, config)
+
+
+def test_unknown_operator_is_not_counted_as_free() -> None:
+    graph = GraphBuilder("strange", opset=18)
+    x = graph.input("x", ir.DataType.FLOAT, (2, 2))
+    graph.output("y", graph.op("Einsum", x), (2, 2))
+
+    with pytest.raises(ValueError, match="no rule to count Einsum"):
+        count_flops(graph.model(), {"x": (2, 2)})
