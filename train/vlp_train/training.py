@@ -18,7 +18,7 @@ from vlp_deploy.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.data import Dataset, Sample, few_shot, load_dataset
 from vlp_deploy.errors import DataError, TrainingError
 from vlp_train.backbones import load_backbone, load_preprocessing
-from vlp_train.evaluate import Accuracy, accuracy, evaluate
+from vlp_train.evaluate import Accuracy, accuracy, evaluate, zero_shot_accuracies
 from vlp_train.fit import Precision, Report, fit
 from vlp_train.images import ImageSet
 from vlp_train.methods import Config, method_config, method_entry
@@ -275,6 +275,13 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
     metrics = {}
     if job.test_samples:
         metrics["test"] = accuracy(prompted, prompts, job.test_samples)
+    if job.test_samples and not prompts and len(prompted.templates) > 1:
+        metrics |= zero_shot_accuracies(  # each sentence alone, and all together
+            prompted.clip,
+            job.dataset,
+            templates=prompted.templates,
+            preprocessing=job.preprocessing,
+        )
     # from here on in float32 on the CPU, whatever it was trained in
     prompted.to("cpu")
     prompts = {name: value.cpu() for name, value in prompts.items()}
