@@ -109,7 +109,8 @@ def _is_file(model: str) -> bool:
 def _given(model: str, pretrained: str | None) -> str:
     if pretrained:
         return pretrained
-    hint = "" if _is_file(model) else f" or one of {', '.join(_tags(model)) or 'no known tags'}"
+    tags = [] if _is_file(model) or not _named_config(model) else _tags(model)
+    hint = f" or one of {', '.join(tags)}" if tags else ""
     raise ModelError(f"--model {model} needs --pretrained: a local weights file{hint}")
 
 
@@ -204,11 +205,6 @@ def _from_open_clip(model: str, pretrained: str) -> tuple[ClipConfig, dict[str, 
     # The tag knows which activation its weights were trained with, the plain name does not:
     # with the wrong one nothing fails and accuracy drops.
     quick_gelu = bool(_open_clip().get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
-    if model.endswith(QUICK_GELU_SUFFIX) and not quick_gelu:
-        raise ModelError(
-            f"{pretrained!r} was not trained with QuickGELU: use --model "
-            f"{model.removesuffix(QUICK_GELU_SUFFIX)}"
-        )
     config = ClipConfig.from_open_clip({**named, "quick_gelu": quick_gelu})
     return config, _as_arrays(_downloaded(model, pretrained, quick_gelu), config, source=pretrained)
 

@@ -52,7 +52,9 @@ class CoOpConfig:
     @property
     def tokens(self) -> int:
         """m."""
-        return self.context_tokens or len(self.words.split()) or 16
+        if self.context_tokens is not None:
+            return self.context_tokens
+        return len(self.words.split()) or 16
 
     @property
     def template(self) -> str:
