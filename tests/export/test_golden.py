@@ -1,0 +1,124 @@
+"""Exports of prompts that the methods' official code used, against the logits it computed."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from tests.export.golden.seeded_clip import (
+    Floats,
+    clip_config,
+    fingerprint,
+    seeded_pixels,
+    seeded_weights,
+)
+from vlp_deploy.architecture import Backbone, Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.bundle import BundleContents
+from vlp_deploy.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.weights import fingerprint as weights_sha256
+from vlp_export.exporter import build_bundle
+
+HERE = Path(__file__).parent / "golden"
+LOCAL_CASES = sorted(path.parent.name for path in HERE.glob("*/case.json"))
+# Seen are 5e-5; PyTorch itself, batch of 8 against single images, differs by 4e-5.
+LOGIT_TOLERANCE = 2e-4
+EMBEDDING_TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="session")
+def tiny_weights() -> dict[str, Floats]:
+    weights = seeded_weights(clip_config("tiny-test-quickgelu"), 2024)
+    assert fingerprint(weights) == "f1e05904"  # as recorded where the numbers were made
+    return weights
+
+
+def read_case(folder: Path) -> tuple[dict[str, Any], dict[str, Floats], dict[str, Floats]]:
+    """Description, expected arrays and learned tensors of a case."""
+    learned: dict[str, Floats] = {}
+    if (folder / "learned.npz").exists():
+        with np.load(folder / "learned.npz") as arrays:
+            learned = {name: array.astype(np.float32) for name, array in arrays.items()}
+    with np.load(folder / "expected.npz") as arrays:
+        expected = dict(arrays)
+    return json.loads((folder / "case.json").read_text()), expected, learned
+
+
+def layer_by_layer(learned: dict[str, Floats], first: str, deep: str) -> list[Floats]:
+    """Prompts of all layers from their official names."""
+    layers = [learned[first]] if first in learned else []
+    while (name := f"{deep}.resblocks.{len(layers)}.VPT_shallow") in learned:
+        layers.append(learned[name])
+    return layers
+
+
+def checkpoint_of(
+    case: dict[str, Any],
+    expected: dict[str, Floats],
+    learned: dict[str, Floats],
+    weights: dict[str, Floats],
+) -> PromptCheckpoint:
+    """The neutral checkpoint, with the official answers as its reference."""
+    config = clip_config(case["arch"])
+    size = config.vision.image_size
+    tensors: dict[str, Any] = {
+        "reference.pixels": seeded_pixels(8, size, case["image_seed"]),
+        "reference.logits": expected["logits"],
+    }
+    if "ctx" in learned and learned["ctx"].ndim == 3:
+        tensors["text.class_prompts"] = learned["ctx"]
+    elif "ctx" in learned:
+        tensors["text.prompts"] = learned["ctx"][None]
+    elif text := layer_by_layer(learned, "prompt_learner.ctx", "text_encoder.transformer"):
+        tensors["text.prompts"] = np.stack(text)
+    if visual := layer_by_layer(learned, "image_encoder.VPT", "image_encoder.transformer"):
+        tensors["visual.prompts"] = np.stack(visual)
+    options = case["hyper_parameters"]
+    tokens = options.get("m", 0)
+    header = Header(
+        method=case["method"],
+        hyper_parameters=options,
+        backbone=Backbone(
+            name=case["arch"], pretrained="seeded", sha256=weights_sha256(weights), config=config
+        ),
+        class_names=tuple(case["classnames"]),
+        templates=(case["template"].replace("<learned>", " ".join(["X"] * tokens)),),
+        text_layout=TextLayout(
+            tokens=tokens, position=options.get("ctp", "end"), official_span=True
+        ),
+        visual_layout=VisualLayout(tokens=options.get("m_v", 0), pre_ln=True, survive_last=True),
+        preprocessing=Preprocessing(image_size=size),
+        provenance={"golden": case["name"]},
+    )
+    return PromptCheckpoint(header=header, tensors=tensors)
+
+
+def check(contents: BundleContents, expected: dict[str, Floats]) -> None:
+    """Compare logits, image embeddings and class embeddings with the official ones."""
+    images, texts = (
+        features / np.linalg.norm(features, axis=1, keepdims=True)
+        for features in (expected["image_features"], expected["text_features"])
+    )
+    differences = [row.max_logit_difference for row in contents.manifest.parity]
+    assert max(differences) <= LOGIT_TOLERANCE
+    tolerance = EMBEDDING_TOLERANCE
+    np.testing.assert_allclose(contents.golden.embeddings, images, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(contents.bank.embeddings, texts, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("name", LOCAL_CASES)
+def test_export_gives_the_official_logits(name: str, tiny_weights: dict[str, Floats]) -> None:
+    case, expected, learned = read_case(HERE / name)
+    checkpoint = checkpoint_of(case, expected, learned, tiny_weights)
+
+    check(build_bundle(checkpoint, tiny_weights), expected)
+
+
+@pytest.mark.parametrize("name", ["clip-zeroshot-b16", "clip-zeroshot-b32"])
+def test_full_size_export_gives_the_official_logits(name: str, golden: Path) -> None:
+    case, expected, _ = read_case(golden / name)
+    weights = seeded_weights(clip_config(case["arch"]), case["clip_seed"])
+    assert fingerprint(weights) == case["clip_fingerprint"]
+
+    check(build_bundle(checkpoint_of(case, expected, {}, weights), weights), expected)
