@@ -12,27 +12,29 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.console import Console
 from rich.logging import RichHandler
+from torch import Generator
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
-from vlp_train.pretrain import text_tower
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
 from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set
 from vlp_train.pretrain.evaluate import EMOJI, image_features, read_pictures, table
 from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_images
 from vlp_train.pretrain.pack import Corpus, load_corpus, pack
-from vlp_train.pretrain.patches import initialise
 from vlp_train.pretrain.release import CONFIGURATION, fit_scale, write_release
 from vlp_train.pretrain.sampling import drawing_weights
+from vlp_train.pretrain.start import start_image_tower, start_text_tower
 from vlp_train.pretrain.targets import Targets, make_targets
 from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, train_text
 from vlp_train.pretrain.wordnet import NounLexicon, read_nouns
 
 _LOG = logging.getLogger("vlp_train.pretrain")
-# Steps whose batches are never trained on: for patch statistics and for the logit scale.
-_STATISTICS_STEP, _SCALE_STEP, _EXTRA_BATCHES = 10**6, 10**6 + 100, 4
+# Images, never trained on, for patch statistics and for the logit scale; their seeds.
+_SAMPLE = 1024
+_STATISTICS_SEED, _SCALE_SEED = -1, -2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,7 +61,7 @@ def prepare_corpus(inputs: Inputs, lexicon: NounLexicon, folder: Path) -> Corpus
 def train_text_tower(clip: Clip, targets: Targets, recipe: TextRecipe, checkpoint: Path) -> None:
     """Train, or finish training, the text tower of `clip` in place."""
     tokenizer = Tokenizer.default()
-    text_tower.initialise(clip, targets.texts, targets.vectors, tokenizer)
+    start_text_tower(clip, targets.texts, targets.vectors, tokenizer)
     training = TextTraining(
         clip, recipe, texts=targets.texts, targets=targets.vectors, captions=targets.captions
     )
@@ -69,20 +71,32 @@ def train_text_tower(clip: Clip, targets: Targets, recipe: TextRecipe, checkpoin
 
 
 def train_image_tower(
-    clip: Clip, batches: Batches, bank: Bank, recipe: ImageRecipe, checkpoint: Path
+    clip: Clip,
+    batches: Batches,
+    bank: Bank,
+    recipe: ImageRecipe,
+    *,
+    checkpoint: Path,
+    threads: int,
 ) -> None:
     """Train, or finish training, the image tower of `clip` in place; leaves averaged weights."""
-    samples = [batches(_STATISTICS_STEP + extra)[0] for extra in range(_EXTRA_BATCHES)]
-    initialise(clip.visual, normalise(torch.cat(samples)))
+    images, _ = batches(_SAMPLE, Generator().manual_seed(_STATISTICS_SEED))
+    start_image_tower(clip.visual, normalise(images))
     training = ImageTraining(clip.visual, recipe, batches=batches, bank=bank)
     if checkpoint.exists():
         training.state.load(checkpoint)
-    train_images(training, checkpoint, _progress("image", recipe.steps, recipe.batch))
+    report = _progress("image", recipe.steps, recipe.batch)
+    train_images(training, checkpoint, report, threads=threads)
     clip.visual.load_state_dict(training.averaged())
 
 
 def run(
-    inputs: Inputs, output: Path, *, image_recipe: ImageRecipe, text_recipe: TextRecipe
+    inputs: Inputs,
+    output: Path,
+    *,
+    image_recipe: ImageRecipe,
+    text_recipe: TextRecipe,
+    threads: int,
 ) -> None:
     """Go from packages to `output`/weights.safetensors and log the zero-shot table."""
     lexicon = read_nouns(inputs.wordnet)
@@ -96,16 +110,14 @@ def run(
         embeddings=targets.vectors[: targets.captions],
         log_frequency=frequencies(corpus, probability, captions).log().float(),
     )
-    batches = Batches(
-        corpus, probability, captions, batch=image_recipe.batch, seed=image_recipe.seed
-    )
+    batches = Batches(corpus, probability, captions)
     torch.manual_seed(image_recipe.seed)
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
     train_text_tower(clip, targets, text_recipe, output / "text.safetensors")
-    train_image_tower(clip, batches, bank, image_recipe, output / "image.safetensors")
-    drawn = [batches(_SCALE_STEP + extra) for extra in range(_EXTRA_BATCHES)]
-    features = image_features(clip, normalise(torch.cat([images for images, _, _ in drawn])))
-    scale = fit_scale(features, torch.cat([chosen for _, chosen, _ in drawn]), bank.embeddings)
+    checkpoint = output / "image.safetensors"
+    train_image_tower(clip, batches, bank, image_recipe, checkpoint=checkpoint, threads=threads)
+    images, chosen = batches(_SAMPLE, Generator().manual_seed(_SCALE_SEED))
+    scale = fit_scale(image_features(clip, normalise(images)), chosen, bank.embeddings)
     write_release(clip, scale, output)
     size = clip.config.vision.image_size
     _LOG.info("logit scale %.1f; zero-shot:\n%s", scale, table(clip, read_pictures(EMOJI, size)))
@@ -134,13 +146,23 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text-samples", type=int, default=200_000, help="texts seen in training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", handlers=[RichHandler()])
+    logging.basicConfig(
+        level=logging.INFO,
+        format="%(message)s",
+        handlers=[RichHandler(console=Console(stderr=True))],
+    )
     torch.set_num_threads(options.threads)
     inputs = Inputs(icons=options.icons, openclipart=options.openclipart, wordnet=options.wordnet)
     image_recipe = ImageRecipe(samples=options.samples)
     text_recipe = TextRecipe(samples=options.text_samples)
     _LOG.info("recipe %s", json.dumps({"image": str(image_recipe), "text": str(text_recipe)}))
-    run(inputs, options.output, image_recipe=image_recipe, text_recipe=text_recipe)
+    run(
+        inputs,
+        options.output,
+        image_recipe=image_recipe,
+        text_recipe=text_recipe,
+        threads=options.threads,
+    )
 
 
 if __name__ == "__main__":

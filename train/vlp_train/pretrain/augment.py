@@ -36,7 +36,8 @@ def colour_ink(ink: Tensor, regions: Tensor, generator: Generator) -> Tensor:
     ink = ink.flatten(1)[:, None]  # (B, 1, S*S)
     alpha = ink + (1 - ink) * cover
     rgb = ink * pen[..., None] + (1 - ink) * cover * fill
-    return torch.cat([rgb, alpha], dim=1).unflatten(2, regions.shape[1:])  # (B, 4, S, S)
+    coloured: Tensor = torch.cat([rgb, alpha], dim=1).unflatten(2, regions.shape[1:])
+    return coloured  # (B, 4, S, S)
 
 
 def move(rgba: Tensor, generator: Generator) -> Tensor:

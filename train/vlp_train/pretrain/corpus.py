@@ -50,6 +50,8 @@ EXCLUDED_SETS = frozenset(
         "svg-spinners",
     }
 )
+# Plain shapes that `leaks` finds to look like an emoji.
+EXCLUDED_DRAWINGS = frozenset({("glyphs-poly", "bell"), ("glyphs-poly", "star")})
 VARIANTS_PER_SET = 3
 OPENCLIPART_SKIPPED = (
     "shapes/",
@@ -138,7 +140,8 @@ def icons_of_set(icons: Path, icon_set: IconSet, lexicon: NounLexicon) -> Iterat
     variants: Counter[str] = Counter()
     for name, icon in content["icons"].items():
         captions = _captions([name, *aliases.get(name, [])], lexicon)
-        if not captions or icon.get("hidden"):
+        excluded = icon.get("hidden") or (icon_set.prefix, name) in EXCLUDED_DRAWINGS
+        if excluded or not captions:
             continue
         variants[captions[0]] += 1
         if variants[captions[0]] <= VARIANTS_PER_SET:

@@ -42,9 +42,9 @@ class ImageRecipe:
     adam_rate: float = 2e-3
     weight_decay: float = 0.1
     warmup_steps: int = 50
-    decay_share: float = 0.35
+    decay_share: float = 0.4
     keep_patches: int = 10
-    whole_share: float = 0.25
+    whole_share: float = 0.2
     negatives: int = 4096
     soft_share: float = 0.5
     soft_temperature: float = 0.1
@@ -125,16 +125,17 @@ class ImageTraining:
         """
         recipe, state = self.recipe, self.state
         parts = range(recipe.batch // recipe.part)
-        losses, sums = [], None
+        total = 0.0
+        sums = [torch.zeros_like(parameter) for parameter in state.parameters.values()]
         for loss, gradients in pool.map(self._part, parts):
-            losses.append(loss)
-            sums = gradients if sums is None else torch._foreach_add(sums, gradients)
+            total += loss
+            for whole, gradient in zip(sums, gradients, strict=True):
+                whole.add_(gradient, alpha=1 / len(parts))
         rate = recipe.rate(state.step)
-        means = torch._foreach_div(sums, len(parts))
-        state.apply(means, {"muon": rate * recipe.muon_rate, "adam": rate * recipe.adam_rate})
-        return sum(losses) / len(losses)
+        state.apply(sums, {"muon": rate * recipe.muon_rate, "adam": rate * recipe.adam_rate})
+        return total / len(parts)
 
-    def _part(self, part: int) -> tuple[float, list[Tensor]]:
+    def _part(self, part: int) -> tuple[float, tuple[Tensor, ...]]:
         """Return loss and gradients of one part of this step's batch."""
         recipe, bank, step = self.recipe, self._bank, self.state.step
         generator = Generator().manual_seed((recipe.seed * 1_000_003 + step) * 1_009 + part)
@@ -146,7 +147,7 @@ class ImageTraining:
         scale = self._log_scale.clamp(max=math.log(MAX_SCALE)).exp()
         loss = caption_loss(features, targets, scale, bank, columns, recipe)
         gradients = torch.autograd.grad(loss, list(self.state.parameters.values()))
-        return loss.item(), list(gradients)
+        return loss.item(), gradients
 
     def averaged(self) -> dict[str, Tensor]:
         """Return the tower's averaged parameters, the ones to ship."""

@@ -24,7 +24,8 @@ def orthogonalise(matrices: Tensor) -> Tensor:
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
-    return x.mT if tall else x
+    result: Tensor = x.mT if tall else x
+    return result
 
 
 class Muon(torch.optim.Optimizer):

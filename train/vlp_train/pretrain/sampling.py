@@ -13,23 +13,22 @@ from vlp_train.pretrain.wordnet import NounLexicon
 
 COLOUR_FACTOR = 3.0
 CLIP_ART_FACTOR = 2.5
-LIVING_FACTOR = 2.0
-WORDS_FACTOR = {1: 1.0, 2: 0.6, 3: 0.3}
-_LONG_FACTOR = 0.2
+LIVING_FACTOR = 3.0
+COMPOUND_FACTOR = 0.2  # "phone dial", "home door"; "hot dog" and "polar bear" are lemmas
 # Lexicographer files whose names interface icons neglect: animal, body, food, plant.
 LIVING_FILES = frozenset({5, 8, 13, 20})
 
 
 def drawing_weights(corpus: Corpus, lexicon: NounLexicon) -> Tensor:
     """Return sampling probabilities (N,): name frequency^(-1/2) times what the name is about."""
-    counts = Counter(captions[0] for captions in corpus.captions)
+    counts = _counts(corpus)
     weights = torch.empty(len(corpus), dtype=torch.float64)
     for at, captions in enumerate(corpus.captions):
-        words = captions[0].split()
-        weight = counts[captions[0]] ** -0.5 * WORDS_FACTOR.get(len(words), _LONG_FACTOR)
-        if any(
-            LIVING_FILES & set(lexicon.files.get(form, ())) for form in (captions[0], words[-1])
-        ):
+        first, last_word = captions[0], captions[0].split()[-1]
+        weight = counts[first] ** -0.5
+        if first != last_word and not lexicon.is_concrete(first):
+            weight *= COMPOUND_FACTOR
+        if any(LIVING_FILES & set(lexicon.files.get(form, ())) for form in (first, last_word)):
             weight *= LIVING_FACTOR
         if at >= len(corpus.ink):
             weight *= COLOUR_FACTOR
@@ -44,6 +43,11 @@ def caption_shares(corpus: Corpus) -> list[list[float]]:
 
     Of "tulip, flower, plant" the first says most and, being rare, is said most.
     """
-    counts = Counter(caption for captions in corpus.captions for caption in captions)
+    counts = _counts(corpus)
     shares = [[1 / counts[caption] for caption in captions] for captions in corpus.captions]
     return [[share / sum(own) for share in own] for own in shares]
+
+
+def _counts(corpus: Corpus) -> Counter[str]:
+    """Count the drawings that have each caption, first or not."""
+    return Counter(caption for captions in corpus.captions for caption in captions)

@@ -4,7 +4,6 @@ Legend: N texts, K all texts to learn, L tokens, D joint width, d tower width.
 """
 
 import json
-import math
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -63,31 +62,6 @@ def tokenise(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
     for at, row in enumerate(rows):
         ids[at, : len(row)] = torch.tensor(row)
     return ids, torch.tensor([len(row) - 1 for row in rows])
-
-
-@torch.no_grad()
-def initialise(clip: Clip, texts: list[str], targets: Tensor, tokenizer: Tokenizer) -> None:
-    """Give every token the mean target of the texts that contain it, in the tower's width.
-
-    Targets (K, D) come with their strongest axes first, so cutting to d keeps the most. Tokens no
-    text contains keep their random start.
-    """
-    width = clip.config.text.width
-    sums = torch.zeros(clip.config.text.vocab_size, width)
-    weight = torch.zeros(len(sums))
-    for text, target in zip(texts, targets[:, :width], strict=True):
-        ids = torch.tensor(tokenizer.encode(text))
-        share = 1.0 / len(ids) ** 2  # a word alone says more about itself than in company
-        sums.index_add_(0, ids, (share * target).expand(len(ids), -1))
-        weight.index_add_(0, ids, torch.full((len(ids),), share))
-    known = weight > 0
-    means = F.normalize(sums[known] / weight[known, None], dim=-1)
-    clip.token_embedding.weight[known, : means.shape[1]] = 0.05 * math.sqrt(width) * means
-    depth = len(clip.transformer.resblocks)
-    for block in clip.transformer.resblocks:
-        for last in (block.attn.out_proj, block.mlp.c_proj):
-            last.weight.mul_((2 * depth) ** -0.5)
-            last.bias.zero_()
 
 
 class TextTraining:
