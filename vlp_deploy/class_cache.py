@@ -9,13 +9,13 @@ import zipfile
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
-import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.files import write_atomic
 
+LAYOUT = 1  # counts up when the same inputs would give other embeddings
 Floats = NDArray[np.float32]
 
 
@@ -32,8 +32,9 @@ def cached_embeddings(
 
     A cache that cannot be read, holds something else or cannot be written to is as good as none.
     """
-    key = msgspec.json.encode([bundle_digest, engine_version, list(templates), list(class_names)])
-    path = cache_folder() / "classes" / f"{hashlib.sha256(key).hexdigest()}.npz"
+    names = tuple(map(tuple, class_names))
+    key = repr((LAYOUT, bundle_digest, engine_version, tuple(templates), names))
+    path = cache_folder() / "classes" / f"{hashlib.sha256(key.encode()).hexdigest()}.npz"
     with suppress(OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile):
         with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as file:
             embeddings = file["embeddings"]  # checked against its CRC by the zip format

@@ -55,28 +55,34 @@ class ImageFinder:
 
     def __iter__(self) -> Iterator[str | Failure]:
         """Paths as strings; a Failure for a folder that cannot be read."""
-        for path in self.paths:
-            if path.is_dir():
-                yield from self._search(os.fspath(path))
+        for path in map(os.fspath, self.paths):
+            if os.path.isdir(path):
+                yield from self._search(path)
             else:
-                yield os.fspath(path)
+                yield path
 
     def _search(self, folder: str) -> Iterator[str | Failure]:
-        try:
-            with os.scandir(folder) as scan:
-                entries = sorted(scan, key=lambda entry: os.fsencode(entry.name))
-        except OSError as error:
-            yield Failure(path=folder, error=f"the folder cannot be read: {error.strerror}")
-            return
-        for entry in entries:
-            if entry.name.startswith("."):
-                self.left_out += 1
-            elif entry.is_dir(follow_symlinks=False):
-                yield from self._search(entry.path)
+        pending: list[str | os.DirEntry[str]] = [folder]  # next one last
+        while pending:
+            entry = pending.pop()
+            if isinstance(entry, str) or entry.is_dir(follow_symlinks=False):
+                try:
+                    pending += self._entries(os.fspath(entry))
+                except OSError as error:
+                    reason = f"the folder cannot be read: {error.strerror}"
+                    yield Failure(path=os.fspath(entry), error=reason)
             elif _may_be_image(entry):
                 yield entry.path
             else:
                 self.left_out += 1
+
+    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
+        """What is in a folder and not hidden, the first one last."""
+        with os.scandir(folder) as scan:
+            entries = sorted(scan, key=lambda entry: os.fsencode(entry.name), reverse=True)
+        seen = [entry for entry in entries if not entry.name.startswith(".")]
+        self.left_out += len(entries) - len(seen)
+        return seen
 
 
 def _may_be_image(entry: os.DirEntry[str]) -> bool:

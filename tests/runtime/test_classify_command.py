@@ -1,21 +1,46 @@
-"""`vlp classify` as a process: what it prints, where, and its exit code."""
+"""`vlp classify`: what it prints, where, and its exit code."""
 
 import json
 import os
+import pty
 import subprocess
 import sys
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
+from vlp_deploy import cli
+
 HEAVY = {"torch", "open_clip", "onnx", "vlp_train", "vlp_export"}
 
 
-def classify(*arguments: object, program: str = "vlp_deploy") -> subprocess.CompletedProcess[bytes]:
+@dataclass
+class Done:
+    """What a run left behind."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
+@pytest.fixture
+def classify(capfdbinary: pytest.CaptureFixture[bytes]) -> Callable[..., Done]:
+    """`vlp classify` within this process, which is faster."""
+
+    def run(*arguments: object) -> Done:
+        code = cli.run(["classify", *map(os.fspath, arguments)])
+        return Done(code, *capfdbinary.readouterr())
+
+    return run
+
+
+def classify_process(*arguments: object) -> subprocess.CompletedProcess[bytes]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
     command = [sys.executable, "-m", "vlp_deploy", "classify", *map(os.fspath, arguments)]
-    return subprocess.run(command, capture_output=True, env=environment, timeout=120)
+    return subprocess.run(command, capture_output=True, env=environment, timeout=300)
 
 
 def records(output: bytes) -> list[dict]:
@@ -34,7 +59,7 @@ def images(tmp_path: Path) -> Path:
 def test_torture_folder_gives_one_line_each(
     torture_folder: Path, fake_bundle: Path, odd_images, broken_images
 ) -> None:
-    done = classify(torture_folder, "--bundle", fake_bundle, "--format", "jsonl")
+    done = classify_process(torture_folder, "--bundle", fake_bundle, "--format", "jsonl")
 
     lines = records(done.stdout)
     assert done.returncode == 1
@@ -53,7 +78,9 @@ def test_torture_folder_gives_one_line_each(
     )
 
 
-def test_good_images_exit_with_zero_and_say_nothing_else(images: Path, fake_bundle: Path) -> None:
+def test_good_images_exit_with_zero_and_say_nothing_else(
+    classify, images: Path, fake_bundle: Path
+) -> None:
     done = classify(images, "--bundle", fake_bundle)
 
     assert (done.returncode, done.stderr) == (0, b"")
@@ -63,7 +90,7 @@ def test_good_images_exit_with_zero_and_say_nothing_else(images: Path, fake_bund
     ]
 
 
-def test_named_files_keep_their_order(images: Path, fake_bundle: Path) -> None:
+def test_named_files_keep_their_order(classify, images: Path, fake_bundle: Path) -> None:
     paths = [images / "2.png", images / "absent.png", images / "0.png", images / "2.png"]
 
     done = classify(*paths, "--bundle", fake_bundle, "--format", "jsonl", "--batch-size", "1")
@@ -72,7 +99,7 @@ def test_named_files_keep_their_order(images: Path, fake_bundle: Path) -> None:
     assert done.returncode == 1
 
 
-def test_json_line_holds_what_was_asked_for(images: Path, fake_bundle: Path) -> None:
+def test_json_line_holds_what_was_asked_for(classify, images: Path, fake_bundle: Path) -> None:
     done = classify(images / "0.png", "--bundle", fake_bundle, "--format", "jsonl", "--top-k", "2")
 
     (record,) = records(done.stdout)
@@ -81,7 +108,7 @@ def test_json_line_holds_what_was_asked_for(images: Path, fake_bundle: Path) -> 
     assert record["top"][0] == {"label": record["label"], "probability": record["probability"]}
 
 
-def test_new_classes_from_a_file(images: Path, fake_bundle: Path, tmp_path: Path) -> None:
+def test_new_classes_from_a_file(classify, images: Path, fake_bundle: Path, tmp_path: Path) -> None:
     (tmp_path / "new.txt").write_text("red panda\tlesser panda\ntree kangaroo\n")
     common = (images, "--bundle", fake_bundle, "--classes", tmp_path / "new.txt")
 
@@ -97,7 +124,7 @@ def test_new_classes_from_a_file(images: Path, fake_bundle: Path, tmp_path: Path
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
 def test_output_file_is_written_in_the_format_of_its_name(
-    images: Path, fake_bundle: Path, tmp_path: Path, name: str
+    classify, images: Path, fake_bundle: Path, tmp_path: Path, name: str
 ) -> None:
     if name.endswith("parquet"):
         pytest.importorskip("pyarrow", reason="writes the file")
@@ -111,7 +138,9 @@ def test_output_file_is_written_in_the_format_of_its_name(
     assert os.listdir(output.parent) == [name]
 
 
-def test_output_stays_as_it_was_when_nothing_is_found(fake_bundle: Path, tmp_path: Path) -> None:
+def test_output_stays_as_it_was_when_nothing_is_found(
+    classify, fake_bundle: Path, tmp_path: Path
+) -> None:
     output, empty = tmp_path / "out.jsonl", tmp_path / "empty"
     output.write_bytes(b"earlier answers")
     empty.mkdir()
@@ -123,15 +152,25 @@ def test_output_stays_as_it_was_when_nothing_is_found(fake_bundle: Path, tmp_pat
     assert output.read_bytes() == b"earlier answers"
 
 
-def test_name_that_is_not_utf8_is_classified(images: Path, fake_bundle: Path) -> None:
+def test_output_that_cannot_be_written_is_explained(
+    classify, images: Path, fake_bundle: Path
+) -> None:
+    for output, reason in ((images, "Is a directory"), (images / "0.png/x", "File exists")):
+        done = classify(images, "--bundle", fake_bundle, "--output", output, "--format", "csv")
+
+        assert done.returncode == 1
+        assert done.stderr.decode() == f"vlp: --output {output} cannot be written: {reason}\n"
+
+
+def test_name_that_is_not_utf8_is_classified(classify, images: Path, fake_bundle: Path) -> None:
     odd = os.fsencode(images) + b"/\xff.png"
     os.rename(images / "0.png", odd)
 
-    for arguments in ((images,), (os.fsdecode(odd),)):
-        done = classify(*arguments, "--bundle", fake_bundle, "--format", "jsonl")
+    for given, run in ((images, classify), (os.fsdecode(odd), classify_process)):
+        done = run(given, "--bundle", fake_bundle, "--format", "jsonl")
         assert done.returncode == 0
         assert any("path_b64" in record for record in records(done.stdout))
-        assert classify(*arguments, "--bundle", fake_bundle).returncode == 0
+    assert classify(images, "--bundle", fake_bundle).returncode == 0
 
 
 @pytest.mark.parametrize(
@@ -148,7 +187,7 @@ def test_name_that_is_not_utf8_is_classified(images: Path, fake_bundle: Path) ->
     ],
 )
 def test_wrong_options_are_explained_with_their_code(
-    images: Path, fake_bundle: Path, arguments: list[str], code: int, complaint: str
+    classify, images: Path, fake_bundle: Path, arguments: list[str], code: int, complaint: str
 ) -> None:
     done = classify(images, "--bundle", fake_bundle, *arguments)
 
@@ -157,8 +196,29 @@ def test_wrong_options_are_explained_with_their_code(
     assert done.stdout == b""
 
 
+def test_progress_is_shown_to_a_terminal_only(
+    images: Path, fake_bundle: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "new.txt").write_text("cat\ndog\n")
+    screen, terminal = pty.openpty()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TERM": "xterm"}
+    arguments = [images, "--bundle", fake_bundle, "--classes", tmp_path / "new.txt"]
+    command = [sys.executable, "-m", "vlp_deploy", "classify", *map(str, arguments)]
+
+    done = subprocess.run(
+        command, stdout=subprocess.PIPE, stderr=terminal, env=environment, timeout=300
+    )
+
+    os.close(terminal)
+    shown = os.read(screen, 100_000)
+    os.close(screen)
+    assert done.returncode == 0
+    assert done.stdout.count(b"\n") == 3
+    assert b"3 images, 0 failed" in shown or b"starting" in shown
+
+
 def test_no_image_is_a_usage_error() -> None:
-    assert classify().returncode == 2
+    assert classify_process().returncode == 2
 
 
 def test_reader_that_goes_away_is_no_traceback(torture_folder: Path, fake_bundle: Path) -> None:
@@ -166,7 +226,7 @@ def test_reader_that_goes_away_is_no_traceback(torture_folder: Path, fake_bundle
     program = f"{sys.executable} -m vlp_deploy classify {torture_folder} --bundle {fake_bundle}"
 
     done = subprocess.run(
-        ["bash", "-c", f"{program} | true"], capture_output=True, env=environment, timeout=120
+        ["bash", "-c", f"{program} | true"], capture_output=True, env=environment, timeout=300
     )
 
     assert b"Traceback" not in done.stderr
@@ -183,7 +243,7 @@ def test_nothing_heavy_is_imported(images: Path, fake_bundle: Path, tmp_path: Pa
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
 
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, env=environment, timeout=120
+        [sys.executable, "-c", program], capture_output=True, env=environment, timeout=300
     )
 
     code, *modules = done.stderr.decode().split()

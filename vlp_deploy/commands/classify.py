@@ -2,20 +2,20 @@
 
 import sys
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, BinaryIO
 
 import typer
 
 from vlp_deploy.class_list import read_class_list
-from vlp_deploy.classifier import BATCH_SIZE, Classifier, Failure
+from vlp_deploy.classifier import BATCH_SIZE, Classifier, Failure, Prediction
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import atomic_file
 from vlp_deploy.find_images import ImageFinder
-from vlp_deploy.results import WRITERS
+from vlp_deploy.results import WRITERS, ResultWriter
 
 
 class Format(StrEnum):
@@ -68,23 +68,19 @@ def classify(
     names = read_class_list(classes) if classes else None
     classifier = Classifier.load(bundle, engine, threads or None, device=device)
     if names is not None or template:
-        classifier = classifier.with_classes(names or classifier.classes, template)
+        with _status() as say:
+            classifier = classifier.with_classes(
+                names or classifier.classes,
+                template,
+                progress=lambda done, total: say(f"{done:,} of {total:,} class texts"),
+            )
     found = ImageFinder(images)
-    done = failed = 0
-    with ExitStack() as stack:
-        target = atomic_file(output) if output else nullcontext(sys.stdout.buffer)
-        file = stack.enter_context(target)
-        writer = WRITERS[chosen](file)
-        answers_scroll_by = output is None and sys.stdout.isatty()
-        progress = stack.enter_context(_progress(shown=not answers_scroll_by))
-        for answer in classifier.stream(found, top_k, batch_size, exact_decode=exact_decode):
-            writer.write(answer)
-            done += 1
-            failed += isinstance(answer, Failure)
-            progress(done, failed)
+    answers = classifier.stream(found, top_k, batch_size, exact_decode=exact_decode)
+    answers_scroll_by = output is None and sys.stdout.isatty()
+    with _opened(output) as file, _status(shown=not answers_scroll_by) as say:
+        done, failed = _write(answers, WRITERS[chosen](file), say)
         if not done:
             raise DataError(f"there are no images in {', '.join(map(str, images))}")
-        writer.close()
     _report(done, failed, found.left_out)
     return int(failed > 0)
 
@@ -95,28 +91,45 @@ def _format(format: Format | None, output: Path | None) -> Format:
     return format or (Format(by_name) if by_name in set(Format) else Format.TABLE)
 
 
-class Progress(Protocol):
-    """Called with the numbers of inputs done and failed."""
+@contextmanager
+def _opened(output: Path | None) -> Iterator[BinaryIO]:
+    """Where answers go: stdout, or a file that appears when the block ends well."""
+    if output is None:
+        yield sys.stdout.buffer
+        return
+    try:
+        with atomic_file(output) as file:
+            yield file
+    except OSError as error:
+        raise DataError(f"--output {output} cannot be written: {error.strerror}") from error
 
-    def __call__(self, done: int, failed: int) -> None: ...
+
+def _write(
+    answers: Iterable[Prediction | Failure], writer: ResultWriter, say: Callable[[str], None]
+) -> tuple[int, int]:
+    """Write all answers; the numbers of inputs and of failures."""
+    done = failed = 0
+    started = time.perf_counter()
+    for answer in answers:
+        writer.write(answer)
+        done += 1
+        failed += isinstance(answer, Failure)
+        rate = done / (time.perf_counter() - started)
+        say(f"{done:,} images, {failed:,} failed, {rate:.1f} images/s")
+    writer.close()
+    return done, failed
 
 
 @contextmanager
-def _progress(*, shown: bool) -> Iterator[Progress]:
-    """A line on stderr that counts; none where nobody would see it, or answers scroll by."""
+def _status(*, shown: bool = True) -> Iterator[Callable[[str], None]]:
+    """A line on stderr that changes; none where nobody would see it."""
     if not (shown and sys.stderr.isatty()):
-        yield lambda done, failed: None
+        yield lambda text: None
         return
-    from rich.console import Console  # 50 ms that only a terminal needs
+    from rich.console import Console  # takes 50 ms, and only a terminal needs it
 
-    started = time.perf_counter()
-    with Console(stderr=True).status("reading") as status:
-
-        def show(done: int, failed: int) -> None:
-            rate = done / (time.perf_counter() - started)
-            status.update(f"{done:,} images, {failed:,} failed, {rate:.1f} images/s")
-
-        yield show
+    with Console(stderr=True).status("starting") as status:
+        yield status.update
 
 
 def _report(done: int, failed: int, left_out: int) -> None:

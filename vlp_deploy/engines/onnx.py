@@ -34,6 +34,9 @@ class OnnxEngine(Engine):
             raise EngineError(f"{graph} keeps tensors in other files, which is refused")
         settings = runtime.SessionOptions()
         settings.log_severity_level = ERRORS_ONLY
+        # Threads that spin while they wait take the processor from those that decode images: on two
+        # cores 3.4 instead of 2.5 ms an image, and one image alone is no faster for it.
+        settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         if options.threads is not None:
             settings.intra_op_num_threads = options.threads
         providers = _providers(runtime, options.device)
@@ -43,7 +46,10 @@ class OnnxEngine(Engine):
             raise EngineError(f"onnxruntime cannot load {graph}: {error}") from error
         self._inputs = frozenset(entry.name for entry in self._session.get_inputs())
         self._outputs = [entry.name for entry in self._session.get_outputs()]
-        self._version = f"onnxruntime {runtime.__version__} {self._session.get_providers()[0]}"
+        used = self._session.get_providers()[0]
+        if used != providers[0]:
+            raise EngineError(f"onnxruntime could not start {providers[0]} and fell back to {used}")
+        self._version = f"onnxruntime {runtime.__version__} {used}"
 
     @property
     def version(self) -> str:
