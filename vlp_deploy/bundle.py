@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
+from zipfile import BadZipFile
 
 import msgspec
 import numpy as np
@@ -177,7 +178,7 @@ class Bundle:
                     embeddings=arrays["embeddings"],
                     logits=arrays["logits"],
                 )
-        except (ValueError, KeyError) as error:
+        except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
 
     def _tensors(self, name: str) -> dict[str, Floats]:

@@ -60,10 +60,11 @@ def check_parity(
     the table if a logit is off by more than the tolerance, or a top-1 class differs that the
     reference prefers by more than twice the tolerance.
     """
-    embeddings, logits = _answers(run, reference.pixels, batch=1)
+    answers = {batch: _answers(run, reference.pixels, batch=batch) for batch in {1, *batches}}
+    embeddings, logits = answers[1]
     rows = []
     for batch in batches:
-        batch_embeddings, batch_logits = _answers(run, reference.pixels, batch=batch)
+        batch_embeddings, batch_logits = answers[batch]
         _check_shape(batch_logits, reference.logits)
         rows.append(
             ParityRow(
