@@ -8,12 +8,12 @@ import platform
 import time
 from collections.abc import Callable, Mapping, Sequence
 from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.architecture import Record
+from vlp_deploy.processor import processor_name
 
 Doubles = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
@@ -102,18 +102,9 @@ def describe_machine(packages: Sequence[str]) -> Machine:
         except PackageNotFoundError:
             continue
     return Machine(
-        cpu=_cpu_name(),
+        cpu=processor_name(),
         cores=len(os.sched_getaffinity(0)),
         load_average=round(os.getloadavg()[0], 2),
         python=platform.python_version(),
         packages=versions,
     )
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        return platform.processor() or platform.machine()
-    names = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.machine()

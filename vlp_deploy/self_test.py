@@ -5,7 +5,6 @@ the cache, so that only the first load pays. B images, D joint width, K classes.
 """
 
 import hashlib
-import platform
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -19,6 +18,7 @@ from vlp_deploy.bundle import Bundle, Golden, Manifest
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.errors import EngineError
 from vlp_deploy.files import write_atomic
+from vlp_deploy.processor import processor_name
 
 Floats = NDArray[np.float32]
 RunImage = Callable[[NDArray[np.uint8]], tuple[Floats, Floats]]  # pixels -> embeddings, logits
@@ -57,16 +57,6 @@ def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str) -> None:
         )
     with suppress(OSError):  # a cache that cannot be written to costs time, not answers
         write_atomic(stamp, content)
-
-
-def processor_name() -> str:
-    """The processor's model name."""
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    names = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(names, platform.machine())
 
 
 def _holds(path: Path, content: bytes) -> bool:
