@@ -23,7 +23,7 @@ def start_image_tower(tower: VisionTransformer, pixels: Tensor) -> None:
     variances, axes = torch.linalg.eigh(centred.T @ centred / len(centred))
     top = variances.argsort(descending=True)[:width]
     filters = (axes[:, top] * (variances[top] + 0.02 * variances[top[0]]) ** -0.5).T
-    tower.conv1.weight.copy_(filters.unflatten(1, (3, size, size)))
+    tower.conv1.weight[: len(filters)] = filters.unflatten(1, (3, size, size))
     side = math.isqrt(len(tower.positional_embedding) - 1)
     row, column = torch.meshgrid(torch.arange(side), torch.arange(side), indexing="ij")
     wave = 10.0 ** -torch.linspace(0, 1, width // 4)
@@ -41,7 +41,7 @@ def start_text_tower(clip: Clip, texts: list[str], targets: Tensor, tokenizer: T
     Targets (K, D) come with their strongest axes first, so cutting to d keeps the most. Tokens no
     text contains keep their random start.
     """
-    width = clip.config.text.width
+    width = min(clip.config.text.width, targets.shape[1])
     sums = torch.zeros(clip.config.text.vocab_size, width)
     weight = torch.zeros(len(sums))
     for text, target in zip(texts, targets[:, :width], strict=True):
@@ -51,7 +51,7 @@ def start_text_tower(clip: Clip, texts: list[str], targets: Tensor, tokenizer: T
         weight.index_add_(0, ids, torch.full((len(ids),), share))
     known = weight > 0
     means = F.normalize(sums[known] / weight[known, None], dim=-1)
-    clip.token_embedding.weight[known, : means.shape[1]] = 0.05 * math.sqrt(width) * means
+    clip.token_embedding.weight[known, :width] = 0.05 * math.sqrt(width) * means
     quieten(clip.transformer)
 
 

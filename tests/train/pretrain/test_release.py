@@ -1,0 +1,82 @@
+"""The shipped files are a plain CLIP, the table counts, and copies of emoji are found."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import open_clip
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image
+from safetensors.torch import load_file
+
+from vlp_deploy.architecture import ClipConfig
+from vlp_train.clip import Clip
+from vlp_train.pretrain.evaluate import Pictures, hits, read_pictures, table
+from vlp_train.pretrain.leaks import excluded_sources, find_copies
+from vlp_train.pretrain.release import CONFIGURATION, fit_scale, write_release
+
+
+def test_release_is_an_open_clip_model(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
+    write_release(clip, 50.0, tmp_path)
+    theirs = open_clip.model.CLIP(**json.loads((tmp_path / "vlp-tiny.json").read_text())).eval()
+    weights = load_file(tmp_path / "weights.safetensors")
+    theirs.load_state_dict({name: value.float() for name, value in weights.items()}, strict=True)
+    assert theirs.logit_scale.exp().item() == pytest.approx(50.0, rel=2e-3)  # float16
+    ids = open_clip.get_tokenizer("ViT-B-32")(["a photo of a dog."])
+    with torch.no_grad():
+        own, other = clip.encode_text(ids), theirs.encode_text(ids)
+    assert F.cosine_similarity(own, other).item() > 0.9999  # float16 weights
+
+
+def test_fit_scale_finds_the_scale_that_explains_the_targets() -> None:
+    torch.manual_seed(0)
+    embeddings = F.normalize(torch.randn(50, 16), dim=-1)
+    features = F.normalize(torch.randn(20_000, 16), dim=-1)
+    probabilities = F.softmax(12.0 * features @ embeddings.T, dim=-1)
+    targets = torch.multinomial(probabilities, 1).squeeze(1)
+    assert fit_scale(features, targets, embeddings) == pytest.approx(12.0, abs=0.5)
+
+
+def test_hits_counts_best_and_best_five() -> None:
+    texts = torch.eye(8)
+    images = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3, 2]]).repeat(3, 1)
+    found = hits(images, texts, torch.tensor([0, 4, 5]))
+    assert found.tolist() == [[True, True], [False, True], [False, False]]
+
+
+def test_table_has_a_column_for_every_style(tmp_path: Path) -> None:
+    for name, colour in (
+        ("red_box", "red"),
+        ("dog", "blue"),
+        *((f"n{i}", "green") for i in range(4)),
+    ):
+        (tmp_path / name).mkdir()
+        for style in ("first", "second"):
+            Image.new("RGB", (64, 60), colour).save(tmp_path / name / f"{style}.png")
+    pictures = read_pictures(tmp_path, 64)
+    assert isinstance(pictures, Pictures)
+    assert pictures.classes == ["dog", "n0", "n1", "n2", "n3", "red box"]
+    text = table(Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval(), pictures)
+    assert "| template | first | second | all |" in text
+    assert "12 images, 6 classes, chance 16.67" in text
+
+
+def test_copies_of_an_emoji_are_found_at_another_scale() -> None:
+    generator = np.random.default_rng(0)
+    blocks = Image.fromarray(generator.integers(0, 200, (6, 6, 3), dtype=np.uint8))
+    other = Image.fromarray(generator.integers(0, 200, (6, 6, 3), dtype=np.uint8))
+    emoji = Image.new("RGB", (64, 64), "white")
+    emoji.paste(blocks.resize((48, 48), Image.Resampling.NEAREST), (8, 8))
+    copy = blocks.resize((60, 60), Image.Resampling.NEAREST)
+    stranger = other.resize((60, 60), Image.Resampling.NEAREST)
+    found = find_copies([copy, stranger], ["copy", "stranger"], {"dog/noto.png": emoji})
+    assert [(match.drawing, match.emoji) for match in found] == [("copy", "dog/noto.png")]
+
+
+def test_excluded_sources_names_sets_that_must_not_be_there(icons: Path) -> None:
+    sources = {"plain", "noto", "faces", "paid", "openclipart"}
+    assert excluded_sources(sources, icons) == ["faces", "noto", "paid"]

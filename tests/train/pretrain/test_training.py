@@ -1,0 +1,160 @@
+"""Both towers learn, and resumed training ends in the same weights."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.tokenizer import Tokenizer
+from vlp_train.clip import Clip
+from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
+from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_images
+from vlp_train.pretrain.optimise import orthogonalise
+from vlp_train.pretrain.pack import Corpus
+from vlp_train.pretrain.patches import encode
+from vlp_train.pretrain.sampling import drawing_weights
+from vlp_train.pretrain.start import start_image_tower, start_text_tower
+from vlp_train.pretrain.teacher import fit_projection
+from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, tokenise, train_text
+from vlp_train.pretrain.wordnet import NounLexicon
+
+CONFIGURATION = {
+    "embed_dim": 8,
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 4},
+    "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
+}
+RECIPE = ImageRecipe(
+    samples=96, batch=16, part=8, keep_patches=9, negatives=4, warmup_steps=2, checkpoint_steps=2
+)
+TEXTS = ["dog", "bear", "cherry", "house", "polar bear", "animal"]
+
+
+def silent(step: int, loss: float, seconds: float) -> None:
+    assert loss == loss
+    assert seconds >= 0
+
+
+def image_training(corpus: Corpus, lexicon: NounLexicon) -> ImageTraining:
+    captions = sorted({caption for own in corpus.captions for caption in own})
+    probability = drawing_weights(corpus, lexicon)
+    generator = Generator().manual_seed(0)
+    embeddings = F.normalize(torch.randn(len(captions), 8, generator=generator), dim=-1)
+    bank = Bank(
+        captions=captions,
+        embeddings=embeddings,
+        log_frequency=frequencies(corpus, probability, captions).log().float(),
+    )
+    batches = Batches(corpus, probability, captions)
+    torch.manual_seed(0)
+    tower = Clip(ClipConfig.from_open_clip(CONFIGURATION)).visual
+    start_image_tower(tower, normalise(batches(32, generator)[0]))
+    return ImageTraining(tower, RECIPE, batches=batches, bank=bank)
+
+
+def text_training(recipe: TextRecipe) -> TextTraining:
+    torch.manual_seed(0)
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    targets = F.normalize(torch.randn(len(TEXTS), 8), dim=-1)
+    start_text_tower(clip, TEXTS, targets, Tokenizer.default())
+    return TextTraining(clip, recipe, texts=TEXTS, targets=targets, captions=4)
+
+
+def weights(parameters: dict[str, Tensor]) -> Tensor:
+    return torch.cat([value.detach().flatten() for value in parameters.values()])
+
+
+def test_resumed_image_training_ends_in_the_same_weights(
+    corpus: Corpus, lexicon: NounLexicon, tmp_path: Path
+) -> None:
+    whole = image_training(corpus, lexicon)
+    train_images(whole, tmp_path / "whole", silent, threads=2)
+    broken = image_training(corpus, lexicon)
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(3):
+            broken.advance(pool)
+    broken.state.save(tmp_path / "broken", "{}")
+    resumed = image_training(corpus, lexicon)
+    resumed.state.load(tmp_path / "broken")
+    train_images(resumed, tmp_path / "broken", silent, threads=1)
+    assert resumed.state.step == RECIPE.steps == 6
+    assert torch.equal(weights(whole.state.parameters), weights(resumed.state.parameters))
+    assert torch.equal(weights(whole.averaged()), weights(resumed.averaged()))
+
+
+def test_image_tower_learns_its_drawings(corpus: Corpus, lexicon: NounLexicon) -> None:
+    training = image_training(corpus, lexicon)
+    with ThreadPoolExecutor(1) as pool:
+        losses = [training.advance(pool) for _ in range(RECIPE.steps)]
+    assert losses[-1] < losses[0]
+
+
+def test_encode_with_all_patches_is_the_plain_tower() -> None:
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    pixels = torch.randn(3, 3, 16, 16)
+    plain, partial = clip.encode_image(pixels), encode(clip.visual, pixels, 16, Generator())
+    assert torch.allclose(plain, partial, atol=1e-5)  # sums in another order
+    assert encode(clip.visual, pixels, 5, Generator()).shape == (3, 8)
+
+
+def test_resumed_text_training_ends_in_the_same_weights(tmp_path: Path) -> None:
+    recipe = TextRecipe(samples=48, batch=8, warmup_steps=2, checkpoint_steps=2)
+    whole, broken, resumed = (text_training(recipe) for _ in range(3))
+    train_text(whole, tmp_path / "whole", silent)
+    for _ in range(2):
+        broken.advance()
+    broken.state.save(tmp_path / "broken", "{}")
+    resumed.state.load(tmp_path / "broken")
+    train_text(resumed, tmp_path / "broken", silent)
+    assert torch.equal(weights(whole.state.parameters), weights(resumed.state.parameters))
+
+
+def test_text_tower_learns_and_keeps_meaning_across_templates() -> None:
+    training = text_training(TextRecipe(samples=8 * 60, batch=8, warmup_steps=5))
+    before = training.advance()
+    for _ in range(58):
+        after = training.advance()
+    assert after < 0.7 * before
+
+
+def test_recipe_schedule_warms_up_and_decays_to_nothing() -> None:
+    recipe = ImageRecipe(samples=768 * 100, warmup_steps=10, decay_share=0.5, whole_share=0.2)
+    assert recipe.rate(0) == pytest.approx(0.1)
+    assert recipe.rate(20) == 1.0
+    assert recipe.rate(99) == pytest.approx(1 / 50)
+    assert (recipe.patches(0, 16), recipe.patches(79, 16), recipe.patches(80, 16)) == (10, 10, 16)
+
+
+@pytest.mark.parametrize("options", [{"samples": 5}, {"samples": 2000, "batch": 100, "part": 96}])
+def test_recipe_refuses_impossible_batches(options: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match="expected"):
+        ImageRecipe(**options)
+
+
+@pytest.mark.parametrize("shape", [(2, 16, 16), (1, 32, 8), (3, 8, 24)])
+def test_orthogonalise_brings_singular_values_near_one(shape: tuple[int, int, int]) -> None:
+    torch.manual_seed(0)
+    values = torch.linalg.svdvals(orthogonalise(torch.randn(shape)))
+    # The quintic trades exactness for speed: values scatter around one.
+    assert values.min() > 0.3
+    assert values.max() < 1.4
+
+
+def test_projection_centres_and_orders_axes() -> None:
+    torch.manual_seed(0)
+    embeddings = torch.randn(500, 12) * torch.linspace(3, 0.1, 12) + 5
+    projected = fit_projection(embeddings, 6)(embeddings)
+    assert torch.allclose(projected.norm(dim=-1), torch.ones(500), atol=1e-5)  # float32
+    spread = projected.var(dim=0)
+    assert spread[0] > spread[-1]
+    assert projected.mean(dim=0).abs().max() < 0.1
+
+
+def test_tokenise_ends_every_row_with_end_of_text() -> None:
+    ids, ends = tokenise(["dog", "a photo of a polar bear."], Tokenizer.default())
+    assert ids.shape[1] == int(ends.max()) + 1
+    assert ids[torch.arange(2), ends].tolist() == [49407, 49407]
+    assert (ids.argmax(dim=1) == ends).all()
