@@ -164,9 +164,8 @@ def train(
         with progress_bar() as report:
             outcome = run_training(request, report)
     except KeyboardInterrupt:
-        command = _resuming(sys.argv[1:])
-        print(f"vlp: interrupted. Go on with: vlp {command}", file=sys.stderr)
-        raise typer.Exit(130) from None
+        print(f"vlp: to go on: vlp {_resuming(sys.argv[1:])}", file=sys.stderr)
+        raise
     for line in summary(outcome):
         print(line)
 

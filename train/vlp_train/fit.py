@@ -6,6 +6,7 @@ Legend: B images of a batch, K classes, D joint width, n training images.
 """
 
 import time
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -220,6 +221,13 @@ def _restore(
 ) -> tuple[Epoch, ...]:
     """The inverse of `_save`. Raises TrainingError if the options differ."""
     progress, tensors = run.load(options)
+    if progress.threads != torch.get_num_threads():
+        warnings.warn(
+            f"the run was started with {progress.threads} threads and goes on with "
+            f"{torch.get_num_threads()}: sums are added up in another order, so the last bits "
+            "of the prompts will differ",
+            stacklevel=2,
+        )
     with torch.no_grad():
         for name, parameter in method.named_parameters():
             parameter.copy_(torch.from_numpy(tensors[f"prompt.{name}"]))

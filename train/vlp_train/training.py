@@ -118,8 +118,10 @@ def train(request: Request, report: Report = lambda step: None) -> Outcome:
         _check_folder(run, request)
         job = _prepare(request)
         started = time.perf_counter()
-        if run.finished and request.resume:
-            return _finished(run, job)
+        if run.finished:  # and --resume was given
+            _check_method(run, request)
+            if job.training.epochs:
+                return _finished(run, job)
         log: tuple[Epoch, ...] = ()
         if job.training.epochs:
             images = ImageSet(
@@ -257,6 +259,16 @@ def _digest(class_names: Sequence[str], samples: Sequence[Sample]) -> str:
             f"{path.parent.name}/{path.name}\0{size}\0{label}\n".encode("utf-8", "replace")
         )
     return digest.hexdigest()
+
+
+def _check_method(run: Run, request: Request) -> None:
+    """A finished run of another method is not this one."""
+    found = PromptCheckpoint.load(run.checkpoint).header.method
+    if found != request.method:
+        raise TrainingError(
+            f"{run.folder} holds a finished run of {found}, now {request.method} is asked for. "
+            "Choose another --output, or replace it with --force"
+        )
 
 
 def _finished(run: Run, job: _Job) -> Outcome:

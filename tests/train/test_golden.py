@@ -1,0 +1,83 @@
+"""The forward pass that defines checkpoints, against logits of the methods' official code."""
+
+import pickle  # noqa: TID251 (golden checkpoints, whose origin is known)
+import types
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from tests.export.golden.seeded_clip import Floats, clip_config, seeded_weights
+from tests.export.test_golden import HERE, LOCAL_CASES, checkpoint_of, read_case
+from vlp_train.backbones import build_clip
+from vlp_train.prompted import PromptedClip
+
+# what two correct float32 implementations were found to differ by, at a logit scale of 100
+TOLERANCE = 1e-4
+
+
+@pytest.fixture(scope="session")
+def weights() -> dict[str, Floats]:
+    return seeded_weights(clip_config("tiny-test-quickgelu"), 2024)
+
+
+def check(case: dict[str, Any], expected: Any, learned: Any, weights: dict[str, Floats]) -> None:
+    """Plain and fast forward pass against the official logits."""
+    checkpoint = checkpoint_of(case, expected, learned, weights)
+    header = checkpoint.header
+    prompted = PromptedClip(
+        build_clip(header.backbone.config, weights),
+        header.class_names,
+        templates=header.templates,
+        preprocessing=header.preprocessing,
+        text_layout=header.text_layout,
+        visual_layout=header.visual_layout,
+    )
+    prompts = {name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()}
+    with torch.no_grad():
+        images = prompted.image_features(prompts["reference.pixels"], prompts)
+        plain, fast = (
+            prompted.logits(images, prompted.class_features(prompts, plain=plain)).numpy()
+            for plain in (True, False)
+        )
+
+    assert np.abs(plain - expected["logits"]).max() <= TOLERANCE
+    assert np.abs(fast - expected["logits"]).max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("name", LOCAL_CASES)
+def test_official_logits(name: str, weights: dict[str, Floats]) -> None:
+    check(*read_case(HERE / name), weights)
+
+
+class _TolerantUnpickler(pickle.Unpickler):
+    """Stands in for classes of the training code, which is not installed."""
+
+    def find_class(self, module: str, name: str) -> Any:
+        try:
+            return super().find_class(module, name)
+        except ModuleNotFoundError:
+            return type(name, (), {})
+
+
+TOLERANT = types.SimpleNamespace(
+    Unpickler=_TolerantUnpickler, load=pickle.load, __name__="tolerant"
+)
+
+
+@pytest.mark.parametrize("name", ["coop-end-tiny", "coop-middle-csc-tiny"])
+def test_official_logits_of_official_files(
+    name: str, golden: Path, weights: dict[str, Floats]
+) -> None:
+    case, expected, _ = read_case(golden / name)
+    content = torch.load(
+        golden / name / case["checkpoint_files"][0],
+        map_location="cpu",
+        weights_only=False,
+        pickle_module=TOLERANT,
+    )
+    learned = {"ctx": content["state_dict"]["ctx"].float().numpy()}
+
+    check(case, expected, learned, weights)

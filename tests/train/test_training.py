@@ -1,0 +1,352 @@
+"""Whole runs on coloured squares: they learn, stop, resume, refuse, and say what they did."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.data import load_dataset
+from vlp_deploy.errors import CheckpointError, ClassListError, TrainingError
+from vlp_train.backbones import load_backbone
+from vlp_train.evaluate import ENSEMBLE, evaluate, zero_shot_accuracies
+from vlp_train.fit import Step
+from vlp_train.methods.base import Method
+from vlp_train.reference import spread_samples
+from vlp_train.training import Outcome, Request, train
+
+SHORT = {"epochs": 4, "batch_size": 6, "learning_rate": 0.05}
+
+
+class CrashError(Exception):
+    """Stands for a crash in the middle of an epoch."""
+
+
+@pytest.fixture
+def request_for(toy_data: Path, tiny_model: Any, tmp_path: Path) -> Callable[..., Request]:
+    """A request on the toy data, with changes."""
+
+    def build(output: str = "run", **changes: Any) -> Request:
+        defaults = {"data": toy_data, "method": "coop", "output": tmp_path / output, **SHORT}
+        if changes.get("method") == "coop" or "method" not in changes:
+            defaults["method_options"] = {"context_tokens": 4}
+        if changes.get("method") == "zeroshot":
+            defaults = {name: v for name, v in defaults.items() if name not in SHORT}
+        files = {"model": tiny_model.model, "pretrained": tiny_model.pretrained}
+        return Request(**{**defaults, **files, **changes})
+
+    return build
+
+
+def stop_at(epoch: int, step: int) -> Callable[[Step], None]:
+    def report(at: Step) -> None:
+        if (at.epoch, at.step) == (epoch, step):
+            raise CrashError
+
+    return report
+
+
+def same_prompts(one: Outcome, other: Outcome) -> bool:
+    names = [name for name in one.checkpoint.tensors if not name.startswith("reference.")]
+    assert names
+    return all(
+        one.checkpoint.tensors[name].tobytes() == other.checkpoint.tensors[name].tobytes()
+        for name in names
+    )
+
+
+@pytest.mark.parametrize("method", ["coop", "vpt", "zeroshot"])
+def test_a_run_ends_in_a_checkpoint_that_loads(
+    request_for: Callable[..., Request], method: str
+) -> None:
+    outcome = train(request_for(method=method))
+
+    checkpoint = PromptCheckpoint.load(outcome.path.parent)
+    header = checkpoint.header
+    assert header.method == method
+    assert header.class_names == ("blue whale", "green frog", "red fox")
+    assert header.provenance["metrics"]["test"]["images"] == 12
+    assert header.provenance["metrics"]["test"]["top1"] == outcome.metrics["test"].top1
+    assert checkpoint.tensors["reference.pixels"].shape == (8, 3, 16, 16)
+    assert checkpoint.tensors["reference.logits"].shape == (8, 3)
+    assert len(outcome.log) == (0 if method == "zeroshot" else 4)
+    assert not list(outcome.path.parent.glob(".*"))
+
+
+def test_reference_logits_are_the_models_answers(
+    request_for: Callable[..., Request], tiny_model: Any
+) -> None:
+    checkpoint = train(request_for(method="vpt")).checkpoint
+    clip, _ = load_backbone(tiny_model.model, tiny_model.pretrained)
+    pixels = checkpoint.tensors["reference.pixels"].astype(np.float64) / 255
+    mean, std = (
+        np.array(c).reshape(3, 1, 1)
+        for c in (checkpoint.header.preprocessing.mean, checkpoint.header.preprocessing.std)
+    )
+    images = torch.from_numpy((pixels - mean) / std).float()
+    prompts = torch.from_numpy(checkpoint.tensors["visual.prompts"])
+
+    with torch.no_grad():
+        f = clip.encode_image(images, prompts, checkpoint.header.visual_layout)
+        (name_ids,) = [_tokens(checkpoint.header.class_names)]
+        t = clip.encode_text(name_ids)
+        cosines = torch.nn.functional.cosine_similarity(f[:, None], t[None], dim=-1)
+
+    difference = np.abs(100 * cosines.numpy() - checkpoint.tensors["reference.logits"])
+    assert difference.max() < 1e-3  # float32 at a logit scale of 100
+
+
+def _tokens(names: tuple[str, ...]) -> torch.Tensor:
+    import open_clip
+
+    return open_clip.tokenize([f"a photo of a {name}." for name in names])
+
+
+def test_coop_learns_what_zero_shot_does_not_know(request_for: Callable[..., Request]) -> None:
+    zero_shot = train(request_for("zero", method="zeroshot"))
+    coop = train(request_for("coop", epochs=40, augment=False))
+
+    assert zero_shot.metrics["test"].top1 < 0.8
+    assert coop.metrics["test"].top1 > zero_shot.metrics["test"].top1 + 0.15
+    assert coop.log[-1].loss < coop.log[0].loss
+
+
+def test_vpt_learns_what_zero_shot_does_not_know(request_for: Callable[..., Request]) -> None:
+    zero_shot = train(
+        request_for("zero", method="zeroshot", method_options={"templates": ("a photo of a {}.",)})
+    )
+    vpt = train(request_for("vpt", method="vpt", epochs=20, augment=False))
+
+    assert vpt.metrics["test"].top1 > zero_shot.metrics["test"].top1 + 0.15
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"augment": False},
+        {"method": "vpt"},
+        {"method_options": {"context_tokens": 2, "position": "middle"}},
+        {"method_options": {"context_tokens": 2, "class_specific": True}},
+        {"shots": 2},
+    ],
+)
+def test_a_resumed_run_ends_in_the_same_bits(
+    request_for: Callable[..., Request], changes: dict[str, Any]
+) -> None:
+    straight = train(request_for("straight", **changes))
+    broken = request_for("broken", **changes)
+    with pytest.raises(CrashError):
+        train(broken, stop_at(epoch=2, step=1))
+
+    resumed = train(request_for("broken", resume=True, **changes))
+
+    assert same_prompts(straight, resumed)
+    assert [(e.epoch, e.loss, e.accuracy) for e in straight.log] == [
+        (e.epoch, e.loss, e.accuracy) for e in resumed.log
+    ]
+
+
+def test_seeds_end_in_different_prompts(request_for: Callable[..., Request]) -> None:
+    assert not same_prompts(train(request_for("a")), train(request_for("b", seed=2)))
+
+
+def test_an_unfinished_run_is_no_checkpoint(request_for: Callable[..., Request]) -> None:
+    request = request_for()
+    with pytest.raises(CrashError):
+        train(request, stop_at(epoch=3, step=2))
+
+    with pytest.raises(CheckpointError):
+        PromptCheckpoint.load(request.output)
+
+
+def test_an_unfinished_run_is_not_overwritten(request_for: Callable[..., Request]) -> None:
+    with pytest.raises(CrashError):
+        train(request_for(), stop_at(epoch=2, step=1))
+
+    with pytest.raises(TrainingError, match=r"unfinished run\. Go on with --resume"):
+        train(request_for())
+
+    assert train(request_for(force=True)).log[0].epoch == 1
+
+
+def test_a_finished_run_is_not_overwritten(request_for: Callable[..., Request]) -> None:
+    first = train(request_for())
+
+    with pytest.raises(TrainingError, match="finished run"):
+        train(request_for())
+
+    assert same_prompts(first, train(request_for(resume=True)))
+    assert not same_prompts(first, train(request_for(force=True, seed=3)))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"seed": 2}, "seed was 1, now 2"),
+        ({"epochs": 5}, "epochs was 4, now 5"),
+        ({"method_options": {"context_tokens": 5}}, "option context_tokens was 4, now 5"),
+        ({"shots": 3}, "data was .* shots was None, now 3"),
+        ({"flip": False}, "flip was True, now False"),
+    ],
+)
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_does_not_resume_with_other_options(
+    request_for: Callable[..., Request], changes: dict[str, Any], message: str, finished: bool
+) -> None:
+    if finished:
+        train(request_for())
+    else:
+        with pytest.raises(CrashError):
+            train(request_for(), stop_at(epoch=2, step=1))
+
+    with pytest.raises(TrainingError, match=message):
+        train(request_for(resume=True, **changes))
+
+
+def test_a_loss_that_is_no_number_stops_the_run(
+    request_for: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls = []
+
+    def loss(self: Method, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+        calls.append(1)
+        good = torch.nn.functional.cross_entropy(logits, labels)
+        return good * float("nan") if len(calls) == 5 else good
+
+    monkeypatch.setattr(Method, "loss", loss)
+
+    with pytest.raises(TrainingError, match=r"loss is nan in epoch 2, batch 2"):
+        train(request_for())
+
+    assert not request_for().output.joinpath("prompt.safetensors").exists()
+
+
+def test_other_data_is_measured_too(request_for: Callable[..., Request], toy_data: Path) -> None:
+    outcome = train(request_for(evaluate=(toy_data,)))
+
+    assert outcome.metrics[toy_data.name] == outcome.metrics["test"]
+    saved = PromptCheckpoint.load(outcome.path).header.provenance["metrics"]
+    assert saved[toy_data.name]["top1"] == outcome.metrics["test"].top1
+
+
+def test_data_without_splits_is_measured_on_what_was_not_drawn(
+    request_for: Callable[..., Request], toy_data: Path
+) -> None:
+    outcome = train(request_for(data=toy_data / "train", shots=2))
+
+    assert outcome.metrics["test"].images == 18 - 6
+    assert outcome.checkpoint.header.provenance["training_images"] == 6
+
+
+def test_class_specific_contexts_are_not_measured_on_other_classes(
+    request_for: Callable[..., Request], toy_data: Path
+) -> None:
+    options = {"context_tokens": 2, "class_specific": True}
+    outcome = train(request_for(method_options=options))
+    dataset = load_dataset(toy_data / "train")
+    renamed = type(dataset)(
+        class_names=("blue whale", "cat", "red fox"), splits=dataset.splits, source=dataset.source
+    )
+
+    with pytest.raises(ClassListError, match="index 1: 'green frog' against 'cat'"):
+        evaluate(outcome.checkpoint, renamed)
+
+
+def test_zero_shot_accuracies_of_every_template_and_of_all(
+    toy_data: Path, tiny_model: Any, request_for: Callable[..., Request]
+) -> None:
+    templates = ("a photo of a {}.", "art of the {}.", "an icon of a {}.")
+    clip, _ = load_backbone(tiny_model.model, tiny_model.pretrained)
+    run = train(request_for(method="zeroshot", method_options={"templates": templates}))
+
+    accuracies = zero_shot_accuracies(
+        clip,
+        load_dataset(toy_data),
+        templates=templates,
+        preprocessing=run.checkpoint.header.preprocessing,
+    )
+
+    assert list(accuracies) == [*templates, ENSEMBLE]
+    assert accuracies[ENSEMBLE] == run.metrics["test"]
+
+
+def test_reference_images_are_spread_over_classes(toy_data: Path) -> None:
+    samples = load_dataset(toy_data).split("test")
+
+    assert [s.label for s in spread_samples(samples)] == [0, 0, 0, 1, 1, 1, 2, 2]
+    assert len(spread_samples(samples[:3])) == 8
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"epochs": 0}, "epochs must be at least 1, got 0"),
+        ({"shots": 0}, "shots must be at least 1"),
+        ({"learning_rate": -1.0}, "learning rate must be above 0"),
+        ({"method": "zeroshot", "epochs": 3}, "learns nothing: leave out epochs"),
+        ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
+    ],
+)
+def test_wrong_requests_say_what_is_wrong(
+    request_for: Callable[..., Request], changes: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(TrainingError, match=message):
+        train(request_for(**changes))
+
+
+def test_killed_runs_end_in_the_same_bits(
+    request_for: Callable[..., Request], toy_data: Path, tiny_model: Any, tmp_path: Path
+) -> None:
+    """kill -9 at random moments of a real process, resumed with the same command line."""
+    command = [
+        *(sys.executable, "-m", "vlp_deploy", "train", str(toy_data), "--method", "coop"),
+        *("--model", tiny_model.model, "--pretrained", tiny_model.pretrained, "--seed", "5"),
+        *("-O", "context_tokens=4", "--epochs", "40", "--batch-size", "2", "--resume"),
+    ]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    seed = random.randrange(1 << 30)
+    delays = random.Random(seed)
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    options = {"method_options": {"context_tokens": 4}, "epochs": 40, "batch_size": 2, "seed": 5}
+    train(request_for("straight", learning_rate=None, **options))
+
+    kills = 0
+    for _ in range(2):
+        done = len(_log_lines(killed))
+        process = subprocess.Popen([*command, "--output", killed], env=environment)
+        while process.poll() is None and len(_log_lines(killed)) <= done:
+            time.sleep(0.01)
+        time.sleep(delays.uniform(0, 0.2))
+        process.send_signal(signal.SIGKILL)
+        kills += process.wait() == -signal.SIGKILL
+        if not (killed / "prompt.safetensors").exists():
+            with pytest.raises(CheckpointError):
+                PromptCheckpoint.load(killed)
+    subprocess.run([*command, "--output", killed], env=environment, check=True)
+
+    assert kills > 0, f"every run ended before it was killed (delays of seed {seed})"
+    one, other = PromptCheckpoint.load(straight), PromptCheckpoint.load(killed)
+    for name, value in one.tensors.items():
+        assert value.tobytes() == other.tensors[name].tobytes(), f"{name} (delays of seed {seed})"
+    logs = [[json.loads(line) for line in _log_lines(folder)] for folder in (straight, killed)]
+    timeless = [[{**line, "seconds": 0} for line in log] for log in logs]
+    assert timeless[0] == timeless[1]
+    assert [line["epoch"] for line in logs[1]] == list(range(1, 41))
+    leftovers = [path.name for path in killed.iterdir() if path.name.startswith(".")]
+    assert leftovers == []
+
+
+def _log_lines(folder: Path) -> list[str]:
+    path = folder / "log.jsonl"
+    return path.read_text().splitlines() if path.exists() else []
