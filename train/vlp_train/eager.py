@@ -5,19 +5,14 @@ B images, K classes, S image size.
 """
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_deploy.architecture import Backbone
 from vlp_deploy.bundle import Bundle
-from vlp_deploy.errors import ModelError
-from vlp_deploy.weights import fingerprint, load_weights
-from vlp_train.backbones import build_clip, load_backbone
-from vlp_train.clip import Clip
+from vlp_train.backbones import reload_backbone
 from vlp_train.prompted import PromptedClip
 
 
@@ -48,7 +43,7 @@ def load_eager(
     torch.set_num_threads(threads)
     manifest = bundle.manifest
     model = PromptedClip(
-        restore_clip(manifest.backbone, pretrained),
+        reload_backbone(manifest.backbone, pretrained),
         classes,
         templates=manifest.templates,
         preprocessing=manifest.preprocessing,
@@ -57,20 +52,3 @@ def load_eager(
     )
     prompts = {name: torch.from_numpy(value) for name, value in bundle.prompts().items()}
     return EagerClassifier(model, prompts)
-
-
-def restore_clip(backbone: Backbone, pretrained: str | None) -> Clip:
-    """The CLIP that `backbone` names, its weights checked."""
-    source = pretrained or backbone.pretrained
-    if Path(source).is_file():
-        weights = load_weights(Path(source), backbone.config)
-        clip, found = build_clip(backbone.config, weights), fingerprint(weights)
-    else:
-        clip, record = load_backbone(backbone.name, source)
-        found = record.sha256
-    if found != backbone.sha256:
-        raise ModelError(
-            f"the weights {source} are not those of this bundle (fingerprint {found[:12]}…, "
-            f"expected {backbone.sha256[:12]}…). Pass the backbone's weights with --pretrained"
-        )
-    return clip

@@ -70,7 +70,9 @@ def _zero_shot(data: Path, output: Path) -> float:
     _headline(1, "Zero-shot: no training, class names in sentences")
     options = [word for template in TEMPLATES for word in ("--template", template)]
     metrics = _train(data, output / "zeroshot", "--method", "zeroshot", *options)
-    accuracies = {name: entry["top1"] for name, entry in metrics.items() if name != "test"}
+    accuracies: dict[str, float] = {
+        name: entry["top1"] for name, entry in metrics.items() if name != "test"
+    }
     for name, top1 in accuracies.items():
         print(f"  {top1:6.1%}  {name}")
     return max(accuracies.values())

@@ -12,9 +12,9 @@ from safetensors.numpy import load_file
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.cache import cache_folder
-from vlp_deploy.errors import BundleError
+from vlp_deploy.errors import BundleError, IntegrityError
 from vlp_deploy.files import sha256_of, staged_folder
-from vlp_deploy.sealed import CHECKSUMS
+from vlp_deploy.sealed import CHECKSUMS, SealedFolder
 from vlp_deploy.splice import Graft, splice
 
 MODEL_NAME = "vlp-tiny"
@@ -56,6 +56,7 @@ def default_bundle() -> Path:
         try:
             with staged_folder(target) as staging:
                 complete_bundle(stripped, staging)
+                _check(staging)
         except FileExistsError:
             pass  # another process was faster, with the same content
         except OSError as error:
@@ -64,6 +65,15 @@ def default_bundle() -> Path:
                 "Set VLP_CACHE to a folder that can be written to, or pass --bundle"
             ) from error
     return target
+
+
+def _check(completed: Path) -> None:
+    for name, complaint in SealedFolder(completed).verify():
+        if complaint:
+            raise IntegrityError(
+                f"the embedded bundle's {name} does not come out as it was exported: the installed "
+                "weights and graphs do not belong together. Install vlp-deploy again"
+            )
 
 
 def complete_bundle(stripped: Path, output: Path) -> None:
