@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_train.clip import Clip
-from vlp_train.pretrain.evaluate import Pictures, hits, read_pictures, table
+from vlp_train.pretrain.evaluate import Pictures, by_caption, hits, read_pictures, table
 from vlp_train.pretrain.leaks import excluded_sources, find_copies
 from vlp_train.pretrain.release import CONFIGURATION, fit_scale, write_release
 
@@ -60,9 +60,13 @@ def test_table_has_a_column_for_every_style(tmp_path: Path) -> None:
     pictures = read_pictures(tmp_path, 64)
     assert isinstance(pictures, Pictures)
     assert pictures.classes == ["dog", "n0", "n1", "n2", "n3", "red box"]
-    text = table(Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval(), pictures)
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
+    text = table(clip, pictures)
     assert "| template | first | second | all |" in text
     assert "12 images, 6 classes, chance 16.67" in text
+    apart = by_caption(clip, pictures, {"dog", "red box"})
+    assert apart.startswith("2 classes, captions in pre-training:")
+    assert "\n4 classes, others:" in apart
 
 
 def test_copies_of_an_emoji_are_found_at_another_scale() -> None:

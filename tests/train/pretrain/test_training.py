@@ -33,9 +33,9 @@ RECIPE = ImageRecipe(
 TEXTS = ["dog", "bear", "cherry", "house", "polar bear", "animal"]
 
 
-def silent(step: int, loss: float, seconds: float) -> None:
+def silent(step: int, loss: float, rate: float) -> None:
     assert loss == loss
-    assert seconds >= 0
+    assert rate > 0
 
 
 def image_training(corpus: Corpus, lexicon: NounLexicon) -> ImageTraining:

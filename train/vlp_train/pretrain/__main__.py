@@ -5,8 +5,8 @@ same command continues after an interruption.
 """
 
 import argparse
-import json
 import logging
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ def train_text_tower(clip: Clip, targets: Targets, recipe: TextRecipe, checkpoin
     )
     if checkpoint.exists():
         training.state.load(checkpoint)
-    train_text(training, checkpoint, _progress("text", recipe.steps, recipe.batch))
+    train_text(training, checkpoint, _progress("text", recipe.steps))
 
 
 def train_image_tower(
@@ -85,7 +85,7 @@ def train_image_tower(
     training = ImageTraining(clip.visual, recipe, batches=batches, bank=bank)
     if checkpoint.exists():
         training.state.load(checkpoint)
-    report = _progress("image", recipe.steps, recipe.batch)
+    report = _progress("image", recipe.steps)
     train_images(training, checkpoint, report, threads=threads)
     clip.visual.load_state_dict(training.averaged())
 
@@ -98,7 +98,7 @@ def run(
     text_recipe: TextRecipe,
     threads: int,
 ) -> None:
-    """Go from packages to `output`/weights.safetensors and log the zero-shot table."""
+    """Go from packages to `output`/weights.safetensors and print the zero-shot table."""
     lexicon = read_nouns(inputs.wordnet)
     corpus = prepare_corpus(inputs, lexicon, output / "corpus")
     width = CONFIGURATION["embed_dim"]
@@ -119,17 +119,13 @@ def run(
     images, chosen = batches(_SAMPLE, Generator().manual_seed(_SCALE_SEED))
     scale = fit_scale(image_features(clip, normalise(images)), chosen, bank.embeddings)
     write_release(clip, scale, output)
-    size = clip.config.vision.image_size
-    _LOG.info("logit scale %.1f; zero-shot:\n%s", scale, table(clip, read_pictures(EMOJI, size)))
+    _LOG.info("logit scale %.1f", scale)
+    pictures = read_pictures(EMOJI, clip.config.vision.image_size)
+    sys.stdout.write(table(clip.eval(), pictures) + "\n")
 
 
-def _progress(what: str, steps: int, batch: int) -> Callable[[int, float, float], None]:
-    started = 0
-
-    def report(step: int, loss: float, seconds: float) -> None:
-        nonlocal started
-        rate = (step - started) * batch / max(seconds, 1e-9) if started else float("nan")
-        started = step
+def _progress(what: str, steps: int) -> Callable[[int, float, float], None]:
+    def report(step: int, loss: float, rate: float) -> None:
         _LOG.info("%s step %d/%d loss %.3f, %.0f samples/s", what, step, steps, loss, rate)
 
     return report
@@ -155,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     inputs = Inputs(icons=options.icons, openclipart=options.openclipart, wordnet=options.wordnet)
     image_recipe = ImageRecipe(samples=options.samples)
     text_recipe = TextRecipe(samples=options.text_samples)
-    _LOG.info("recipe %s", json.dumps({"image": str(image_recipe), "text": str(text_recipe)}))
+    _LOG.info("%s; %s", image_recipe, text_recipe)
     run(
         inputs,
         options.output,

@@ -1,12 +1,14 @@
 """Print how well `vlp-tiny` recognises the embedded emoji without training: the zero-shot table.
 
-    python -m vlp_train.pretrain.evaluate [--model NAME_OR_JSON] [--pretrained WEIGHTS]
+    python -m vlp_train.pretrain.evaluate [--pretrained WEIGHTS] [--corpus runs/vlp-tiny/corpus]
 
-Rows are templates and their ensemble, columns the drawing styles; every cell is top-1 / top-5 in
-percent over all classes. Legend: N images, C classes, D joint width.
+With `--corpus`, classes whose name was a caption in pre-training are also reported apart from the
+others. Rows are templates and their ensemble, columns the drawing styles; every cell is top-1 /
+top-5 in percent over all classes. Legend: N images, C classes, D joint width.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -107,6 +109,18 @@ def table(clip: Clip, pictures: Pictures, templates: Sequence[str] = TEMPLATES) 
     return "\n".join(lines)
 
 
+def by_caption(clip: Clip, pictures: Pictures, captions: set[str]) -> str:
+    """Return accuracy (ensemble, over all classes) of classes that were captions and of others."""
+    images = image_features(clip, pictures.pixels)
+    found = hits(images, class_features(clip, pictures.classes, TEMPLATES), pictures.labels)
+    known = torch.tensor([name in captions for name in pictures.classes])
+    lines = []
+    for label, chosen in (("captions in pre-training", known), ("others", ~known)):
+        top1, top5 = (100 * found[chosen[pictures.labels]].float().mean(dim=0)).tolist()
+        lines.append(f"{int(chosen.sum())} classes, {label}: {top1:.1f} / {top5:.1f}")
+    return "\n".join(lines)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and print the table."""
     parser = argparse.ArgumentParser(
@@ -115,10 +129,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--model", default=embedded.MODEL_NAME)
     parser.add_argument("--pretrained", default=None, help="weights other than the embedded ones")
     parser.add_argument("--data", type=Path, default=EMOJI, help="folder of class folders")
+    parser.add_argument("--corpus", type=Path, default=None, help="packed pre-training corpus")
     options = parser.parse_args(arguments)
     clip, backbone = load_backbone(options.model, options.pretrained)
     pictures = read_pictures(options.data, backbone.config.vision.image_size)
     sys.stdout.write(table(clip.eval(), pictures) + "\n")
+    if options.corpus is not None:
+        rows = json.loads((options.corpus / "corpus.json").read_text(encoding="utf-8"))
+        captions = {caption for row in rows for caption in row["captions"]}
+        sys.stdout.write(by_caption(clip, pictures, captions) + "\n")
 
 
 if __name__ == "__main__":

@@ -161,7 +161,7 @@ def train_images(
     *,
     threads: int,
 ) -> None:
-    """Step until the recipe is done; call `report(step, loss, seconds)` and save now and then.
+    """Step until the recipe is done; call `report(step, loss, samples a second)` and save at times.
 
     Each of `threads` threads computes on one core: faster than one computation on all of them
     where other programs share the machine.
@@ -174,5 +174,6 @@ def train_images(
             losses.append(training.advance(pool))
             if state.step == recipe.steps or state.step % recipe.checkpoint_steps == 0:
                 state.save(checkpoint, json.dumps(asdict(recipe)))
-                report(state.step, sum(losses) / len(losses), time.monotonic() - start)
+                rate = len(losses) * recipe.batch / (time.monotonic() - start)
+                report(state.step, sum(losses) / len(losses), rate)
                 start, losses = time.monotonic(), []

@@ -137,7 +137,7 @@ def text_parameters(clip: Clip) -> list[tuple[str, Tensor]]:
 def train_text(
     training: TextTraining, checkpoint: Path, report: Callable[[int, float, float], None]
 ) -> None:
-    """Step until the recipe is done; call `report(step, distance, seconds)` and save at times."""
+    """Step until the recipe is done; call `report(step, distance, texts a second)`."""
     start, losses = time.monotonic(), []
     recipe = training.recipe
     while training.state.step < recipe.steps:
@@ -145,5 +145,6 @@ def train_text(
         step = training.state.step
         if step == recipe.steps or step % recipe.checkpoint_steps == 0:
             training.state.save(checkpoint, json.dumps(asdict(recipe)))
-            report(step, sum(losses) / len(losses), time.monotonic() - start)
+            rate = len(losses) * recipe.batch / (time.monotonic() - start)
+            report(step, sum(losses) / len(losses), rate)
             start, losses = time.monotonic(), []
