@@ -67,7 +67,6 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
     """Print what was exported, how far it is from the un-folded model, and what it costs."""
     console = Console(highlight=False)
     parity = Table("batch", "max |Δlogit|", "allowed", "min cosine", "top-1", "verdict")
-    parity.title = "Against the un-folded model"
     for row in manifest.parity:
         parity.add_row(
             str(row.batch),
@@ -78,12 +77,11 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
             "ok" if passes(row) else "FAILS",
         )
     graphs = Table("graph", "nodes", "GFLOP", "MB")
-    graphs.title = "Graphs: one image; one full-length text row"
     for role, graph in manifest.graphs.items():
         megabytes = (output / graph.file).stat().st_size / 1e6
         graphs.add_row(role, str(graph.nodes), f"{graph.flops / 1e9:.3f}", f"{megabytes:.1f}")
-    console.print(parity)
-    console.print(graphs)
+    console.print("Reference images, against the un-folded model:", parity, sep="\n")
+    console.print("Cost of one image, and of one text row of full length:", graphs, sep="\n")
     new = "" if manifest.new_classes.allowed else " No new classes: " + manifest.new_classes.reason
     console.print(
         f"{manifest.method}, {len(manifest.classes)} classes.{new}\n"

@@ -46,8 +46,7 @@ class GraphBuilder:
         """An initialiser; the name is the tensor's key in the state dict where there is one."""
         if name in self._graph.initializers:
             return self._graph.initializers[name]
-        contiguous = np.ascontiguousarray(array).reshape(array.shape)  # keeps 0-d arrays 0-d
-        value = ir.val(name, const_value=ir.tensor(contiguous, name=name))
+        value = ir.val(name, const_value=ir.tensor(array, name=name))
         self._graph.register_initializer(value)
         return value
 

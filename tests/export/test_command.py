@@ -34,7 +34,7 @@ def test_tables_are_printed_and_the_bundle_is_there(
 
     printed = capsys.readouterr()
     assert code == 0, printed.err
-    assert "Against the un-folded model" in printed.out
+    assert "against the un-folded model" in printed.out
     assert printed.out.count(" ok ") == 4  # batches 1, 2, 5, 8
     assert "image" in printed.out
     assert "vlp classify" in printed.out

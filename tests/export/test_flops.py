@@ -1,16 +1,18 @@
 """Costs are counted from the graph, and the rewrites save what arithmetic says they save."""
 
+from functools import cache
+from pathlib import Path
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
 
 from tests.export.tiny_clip import make_config, make_weights
+from vlp_deploy import embedded
 from vlp_deploy.architecture import (
     ClipConfig,
     Preprocessing,
-    TextTower,
-    VisionTower,
     VisualLayout,
 )
 from vlp_deploy.weights import expected_shapes
@@ -20,22 +22,16 @@ from vlp_export.graph import GraphBuilder, node_count, to_bytes
 from vlp_export.image_graph import write_image_graph
 from vlp_export.text_graph import write_text_graph
 
-CLASSES = 10
-UNUSED_TEXT = TextTower(context_length=4, vocab_size=4, width=8, layers=1, heads=1, mlp_width=8)
-VIT_B_16 = ClipConfig(
-    embed_dim=512,
-    quick_gelu=True,
-    vision=VisionTower(
-        image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072
-    ),
-    text=UNUSED_TEXT,
+CLASSES = 100
+VIT_B_16 = ClipConfig.from_open_clip(
+    {
+        "embed_dim": 512,
+        "quick_gelu": True,
+        "vision_cfg": {"image_size": 224, "patch_size": 16, "width": 768, "layers": 12},
+        "text_cfg": {"vocab_size": 4, "width": 64, "heads": 1, "layers": 1},  # not counted
+    }
 )
-VLP_TINY = ClipConfig(
-    embed_dim=256,
-    quick_gelu=False,
-    vision=VisionTower(image_size=64, patch_size=16, width=256, layers=6, heads=4, mlp_width=1024),
-    text=UNUSED_TEXT,
-)
+VLP_TINY = embedded.config()
 
 
 def zero_weights(config: ClipConfig) -> Weights:
@@ -44,26 +40,29 @@ def zero_weights(config: ClipConfig) -> Weights:
     return {name: np.broadcast_to(zero, shape) for name, shape in expected_shapes(config).items()}
 
 
-def image_graph(
-    config: ClipConfig, *, prompted: int = 0, tokens: int = 8, survive_last: bool = False
-) -> ir.Model:
-    return write_image_graph(
+@cache
+def image_cost(
+    config: ClipConfig, *, prompted: int = 0, survive_last: bool = False, batch: int = 1
+) -> tuple[int, int]:
+    """Nodes and FLOPs of an image graph with 8 prompt tokens in `prompted` layers."""
+    size, tokens = config.vision.image_size, 8
+    model = write_image_graph(
         config,
         zero_weights(config),
-        preprocessing=Preprocessing(image_size=config.vision.image_size),
+        preprocessing=Preprocessing(image_size=size),
         prompts=np.ones((prompted, tokens, config.vision.width), np.float32),
         layout=VisualLayout(tokens=tokens, survive_last=survive_last),
     )
+    return node_count(model), count_flops(model, image_inputs(config, batch=batch))
 
 
-def image_flops(model: ir.Model, config: ClipConfig, *, batch: int = 1) -> int:
+def image_inputs(config: ClipConfig, *, batch: int = 1) -> dict[str, tuple[int, ...]]:
     size = config.vision.image_size
-    inputs = {
+    return {
         "image": (batch, 3, size, size),
         "class_matrix": (config.embed_dim, CLASSES),
         "class_bias": (CLASSES,),
     }
-    return count_flops(model, inputs)
 
 
 def tower_flops(config: ClipConfig, *, every_token_through_last_block: bool) -> int:
@@ -81,18 +80,16 @@ def tower_flops(config: ClipConfig, *, every_token_through_last_block: bool) -> 
 
 @pytest.mark.parametrize("config", [VIT_B_16, VLP_TINY], ids=["vit-b-16", "vlp-tiny"])
 def test_count_equals_the_arithmetic_by_hand(config: ClipConfig) -> None:
-    model = image_graph(config)
-
-    found = image_flops(model, config)
+    _, found = image_cost(config)
 
     assert found == tower_flops(config, every_token_through_last_block=False)
-    assert image_flops(model, config, batch=5) == 5 * found
+    assert image_cost(config, batch=5)[1] == 5 * found
 
 
 def test_last_block_for_the_class_token_saves_seven_percent_of_vit_b_16() -> None:
     plain = tower_flops(VIT_B_16, every_token_through_last_block=True)
 
-    saved = 1 - image_flops(image_graph(VIT_B_16), VIT_B_16) / plain
+    saved = 1 - image_cost(VIT_B_16)[1] / plain
 
     assert plain == pytest.approx(2 * 17.56e9, rel=1e-3)  # the published cost of ViT-B/16
     assert saved == pytest.approx(0.069, abs=5e-4)
@@ -104,18 +101,18 @@ def test_last_block_for_the_class_token_saves_seven_percent_of_vit_b_16() -> Non
     ids=["vit-b-16", "vlp-tiny"],
 )
 def test_deep_prompts_cost_at_most_half_a_percent(config: ClipConfig, ratio: float) -> None:
-    prompted = image_graph(config, prompted=config.vision.layers)
+    _, prompted = image_cost(config, prompted=config.vision.layers)
 
-    found = image_flops(prompted, config) / image_flops(image_graph(config), config)
+    found = prompted / image_cost(config)[1]
 
     assert found == pytest.approx(ratio, abs=1e-5)
     assert found <= 1.005
 
 
 def test_travelling_prompts_cost_what_tokens_cost() -> None:
-    travelling = image_graph(VLP_TINY, prompted=1, survive_last=True)
+    _, travelling = image_cost(VLP_TINY, prompted=1, survive_last=True)
 
-    ratio = image_flops(travelling, VLP_TINY) / image_flops(image_graph(VLP_TINY), VLP_TINY)
+    ratio = travelling / image_cost(VLP_TINY)[1]
 
     assert 1.4 < ratio < 1.5  # 25 tokens for 17
 
@@ -133,9 +130,9 @@ def test_travelling_prompts_cost_what_tokens_cost() -> None:
 def test_image_graph_has_no_node_too_many(
     config: ClipConfig, prompted: int, survive_last: bool, nodes: int
 ) -> None:
-    model = image_graph(config, prompted=prompted, survive_last=survive_last)
+    found, _ = image_cost(config, prompted=prompted, survive_last=survive_last)
 
-    assert node_count(model) == nodes
+    assert found == nodes
 
 
 # embedding, positions, mask 13; rows of end of text 3; a block with mask 28, the last 30; tail 4
@@ -174,7 +171,8 @@ def test_file_costs_what_the_model_in_memory_costs() -> None:
 
     read = ir.from_proto(onnx.load_from_string(to_bytes(model)))
 
-    assert image_flops(read, config) == image_flops(model, config)
+    inputs = image_inputs(config)
+    assert count_flops(read, inputs) == count_flops(model, inputs)
 
 
 def test_unknown_operator_is_not_counted_as_free() -> None:
@@ -184,3 +182,29 @@ def test_unknown_operator_is_not_counted_as_free() -> None:
 
     with pytest.raises(ValueError, match="no rule to count Einsum"):
         count_flops(graph.model(), {"x": (2, 2)})
+
+
+def readme_rows() -> list[str]:
+    """The cost table of export/README.md, counted anew."""
+    rows = []
+    for name, config in (("ViT-B/16", VIT_B_16), ("vlp-tiny", VLP_TINY)):
+        depth = config.vision.layers
+        _, plain = image_cost(config)
+        unread = tower_flops(config, every_token_through_last_block=True)
+        rows.append(f"| {name}, every token through the last block | | {unread / 1e9:.3f} | ")
+        rows[-1] += f"{unread / plain:.4f} |"
+        for label, options in (
+            ("", {}),
+            (f", prompts in all {depth} layers", {"prompted": depth}),
+            (", prompts in the first layer, travelling", {"prompted": 1, "survive_last": True}),
+        ):
+            nodes, flops = image_cost(config, **options)
+            row = f"| {name}{label} | {nodes} | {flops / 1e9:.3f} | "
+            rows.append(f"{row}{flops / plain:.4f} |")
+    return rows
+
+
+def test_readme_shows_what_is_counted() -> None:
+    readme = (Path(__file__).parents[2] / "export" / "README.md").read_text()
+
+    assert "\n".join(readme_rows()) in readme
