@@ -194,6 +194,9 @@ def check_target(target: Path, *, replace: bool) -> None:
     With `replace`, only a bundle or an empty folder may be replaced, never somebody's other files.
     """
     if not os.path.lexists(target):
+        nearest = next(parent for parent in target.absolute().parents if parent.exists())
+        if not nearest.is_dir():
+            raise BundleError(f"{target} cannot be written: {nearest} is not a folder")
         return
     if not replace:
         raise BundleError(
@@ -223,6 +226,11 @@ def open_target(target: Path, *, replace: bool) -> Iterator[Path]:
             yield staging
     except FileExistsError:
         raise BundleError(f"{target} was written by another process meanwhile") from None
+    except OSError as error:
+        raise BundleError(
+            f"{target} cannot be written: {error.strerror}. Nothing was left behind. Make room, or "
+            "choose another --output"
+        ) from error
 
 
 def bundle_files(contents: BundleContents) -> dict[str, bytes]:

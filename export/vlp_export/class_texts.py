@@ -3,7 +3,7 @@
 Legend: K classes, J prompted layers, m prompt tokens, d text width, D joint width.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 
@@ -13,6 +13,8 @@ from vlp_deploy.class_bank import RunText, build_class_embeddings
 from vlp_deploy.errors import CheckpointError, ClassListError
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_deploy.weights import Floats
+
+Progress = Callable[[int, int], None]
 
 OWN_CONTEXTS = (
     "every class was tuned with a context of its own, so a new class would have none. "
@@ -26,10 +28,7 @@ def text_prompts(checkpoint: PromptCheckpoint) -> Floats:
     Raises CheckpointError if the layout promises prompts that are not there.
     """
     prompts: Floats | None = checkpoint.tensors.get("text.prompts")
-    tokens, width = (
-        checkpoint.header.text_layout.tokens,
-        checkpoint.header.backbone.config.text.width,
-    )
+    tokens = checkpoint.header.text_layout.tokens
     if prompts is not None and len(prompts):
         return prompts
     if tokens and "text.class_prompts" not in checkpoint.tensors:
@@ -37,7 +36,7 @@ def text_prompts(checkpoint: PromptCheckpoint) -> Floats:
             f"prompt checkpoint: text_layout speaks of {tokens} learned tokens, but there is "
             "neither text.prompts nor text.class_prompts. Train or import it again"
         )
-    return np.zeros((1, 0 if prompts is None else tokens, width), np.float32)
+    return np.zeros((1, 0, checkpoint.header.backbone.config.text.width), np.float32)
 
 
 def new_classes(checkpoint: PromptCheckpoint) -> NewClasses:
@@ -48,13 +47,17 @@ def new_classes(checkpoint: PromptCheckpoint) -> NewClasses:
 
 
 def trained_classes(
-    checkpoint: PromptCheckpoint, run_text: RunText, *, logit_scale: float
+    checkpoint: PromptCheckpoint,
+    run_text: RunText,
+    *,
+    logit_scale: float,
+    progress: Progress | None = None,
 ) -> ClassBank:
-    """The classifier for the checkpoint's own classes."""
+    """The classifier for the checkpoint's own classes; `progress(done, total)` counts rows."""
     names = [(name,) for name in checkpoint.header.class_names]
     contexts: Floats | None = checkpoint.tensors.get("text.class_prompts")
     if contexts is None:
-        embeddings = _embed(checkpoint, run_text, names, text_prompts(checkpoint))
+        embeddings = _embed(checkpoint, run_text, names, text_prompts(checkpoint), progress)
     else:
         embeddings = np.concatenate(
             [
@@ -71,12 +74,13 @@ def other_classes(
     names: Sequence[Sequence[str]],
     *,
     logit_scale: float,
+    progress: Progress | None = None,
 ) -> ClassBank:
     """The classifier for classes (synonyms each) that nobody trained on. Raises ClassListError."""
     allowed = new_classes(checkpoint)
     if not allowed.allowed:
         raise ClassListError(f"these classes cannot be served: {allowed.reason}")
-    embeddings = _embed(checkpoint, run_text, names, text_prompts(checkpoint))
+    embeddings = _embed(checkpoint, run_text, names, text_prompts(checkpoint), progress)
     return ClassBank.from_embeddings(embeddings, logit_scale=logit_scale)
 
 
@@ -85,6 +89,7 @@ def _embed(
     run_text: RunText,
     names: Sequence[Sequence[str]],
     prompts: Floats,
+    progress: Progress | None = None,
 ) -> Floats:
     header = checkpoint.header
     return build_class_embeddings(
@@ -95,4 +100,5 @@ def _embed(
         tokenizer=Tokenizer.default(),
         layout=header.text_layout,
         context_length=header.backbone.config.text.context_length,
+        progress=progress,
     )

@@ -92,16 +92,18 @@ def build_bundle(
     logit_scale = float(np.exp(weights["logit_scale"]))
     report("writing graphs")
     graphs = Graphs.of(checkpoint, weights)
-    report("embedding class names")
     run_text = TextSession(graphs.text.content)
-    bank = trained_classes(checkpoint, run_text, logit_scale=logit_scale)
+
+    def count(done: int, total: int) -> None:
+        report(f"embedding class names, {done} of {total} prompts")
+
+    bank = trained_classes(checkpoint, run_text, logit_scale=logit_scale, progress=count)
     report("comparing with the un-folded model")
     parity = _prove(checkpoint, graphs, bank, logit_scale=logit_scale)
     classes, logits = checkpoint.header.class_names, checkpoint.tensors["reference.logits"]
     if names is not None:
-        report("embedding other class names")
         classes = tuple(first for first, *_ in names)
-        bank = other_classes(checkpoint, run_text, names, logit_scale=logit_scale)
+        bank = other_classes(checkpoint, run_text, names, logit_scale=logit_scale, progress=count)
         logits = parity.embeddings @ bank.matrix + bank.bias
     return BundleContents(
         manifest=_manifest(

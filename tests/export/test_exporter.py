@@ -348,3 +348,30 @@ def test_killed_export_leaves_a_whole_bundle_or_none(
     assert {complaint for _, complaint in Bundle(output).files.verify()} == {None}
     export(source, output, pretrained=pretrained, force=True)
     assert leftovers(tmp_path) == ["bundle", "prompt.safetensors"]  # rubbish was swept
+
+
+def test_progress_tells_every_step(tmp_path: Path, pretrained: str) -> None:
+    steps: list[str] = []
+
+    export(
+        saved(zeroshot(), tmp_path),
+        tmp_path / "bundle",
+        pretrained=pretrained,
+        progress=steps.append,
+    )
+
+    assert steps == [
+        "reading checkpoint and weights",
+        "writing graphs",
+        "embedding class names, 5 of 10 prompts",
+        "embedding class names, 10 of 10 prompts",
+        "comparing with the un-folded model",
+        "writing the bundle",
+    ]
+
+
+def test_output_that_cannot_be_written_is_explained(tmp_path: Path, pretrained: str) -> None:
+    (tmp_path / "file").write_bytes(b"")
+
+    with pytest.raises(BundleError, match="file is not a folder"):
+        export(saved(zeroshot(), tmp_path), tmp_path / "file" / "bundle", pretrained=pretrained)

@@ -278,7 +278,7 @@ def test_interrupted_write_leaves_nothing(
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Path, "write_bytes", full_disk)
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(BundleError, match="cannot be written: No space left"):
         write_bundle(contents, tmp_path / "copy", replace=False)
 
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
