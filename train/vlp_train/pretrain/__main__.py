@@ -138,8 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--openclipart", type=Path, required=True, help="unpacked openclipart-svg")
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=600_000, help="drawings seen in training")
-    parser.add_argument("--text-samples", type=int, default=200_000, help="texts seen in training")
+    parser.add_argument("--samples", type=int, default=900_000, help="drawings seen in training")
+    parser.add_argument("--text-samples", type=int, default=500_000, help="texts seen in training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
     logging.basicConfig(

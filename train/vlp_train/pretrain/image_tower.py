@@ -44,7 +44,7 @@ class ImageRecipe:
     warmup_steps: int = 50
     decay_share: float = 0.4
     keep_patches: int = 10
-    whole_share: float = 0.2
+    whole_share: float = 0.15
     negatives: int = 4096
     soft_share: float = 0.5
     soft_temperature: float = 0.1
