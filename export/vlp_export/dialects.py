@@ -3,9 +3,7 @@
 Legend: B rows, h heads, d width, T queries, S keys, m constant rows.
 """
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import NamedTuple, Protocol
 
 from vlp_export.folding import KeysValues
@@ -89,4 +87,3 @@ def decomposed(
 
 
 PORTABLE = Dialect(opset=18, attend=decomposed)
-DIALECTS: Mapping[str, Dialect] = MappingProxyType({"portable": PORTABLE})

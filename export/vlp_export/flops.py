@@ -6,7 +6,6 @@ Counted are the multiply-accumulates of MatMul, Gemm and Conv, two operations ea
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from types import MappingProxyType
 
 import onnx
 import onnx_ir as ir
@@ -48,9 +47,12 @@ def _matmul(operands: Sequence[Shape], output: Shape) -> int:
     return math.prod(output) * operands[0][-1]
 
 
-FORMULAS: Mapping[str, Callable[[Sequence[Shape], Shape], int]] = MappingProxyType(
-    {"Conv": _conv, "Gemm": _matmul, "MatMul": _matmul}
-)
+# operator -> multiply-accumulates from the shapes of its operands and its output
+FORMULAS: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
+    "Conv": _conv,
+    "Gemm": _matmul,
+    "MatMul": _matmul,
+}
 WITHOUT_PRODUCTS = frozenset(
     {
         *("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "GatherND"),

@@ -45,18 +45,22 @@ class GraphBuilder:
     def weight(self, name: str, array: NDArray[Any]) -> Value:
         """An initialiser; the name is the tensor's key in the state dict where there is one."""
         if name in self._graph.initializers:
-            return self._graph.initializers[name]
+            raise ValueError(f"the graph has a weight {name!r} already")
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self._graph.register_initializer(value)
         return value
 
     def integers(self, *values: int) -> Value:
-        """An int64 vector; equal vectors are one initialiser."""
-        return self.weight(f"integers_{'_'.join(map(str, values))}", np.array(values, np.int64))
+        """An int64 vector."""
+        return self._constant(f"integers_{'_'.join(map(str, values))}", values, np.int64)
+
+    def integer(self, value: int) -> Value:
+        """An int64 scalar."""
+        return self._constant(f"integer_{value}", value, np.int64)
 
     def number(self, value: float) -> Value:
-        """A float32 scalar; equal scalars are one initialiser."""
-        return self.weight(f"number_{value:.9g}", np.array(value, np.float32))
+        """A float32 scalar."""
+        return self._constant(f"number_{value:.9g}", value, np.float32)
 
     def op(self, op_type: str, *inputs: Value, **attributes: Attribute) -> Value:
         """One node with one output."""
@@ -85,6 +89,12 @@ class GraphBuilder:
             producer_name="vlp-deploy",
             producer_version=__version__,
         )
+
+    def _constant(self, name: str, value: object, dtype: type[np.generic]) -> Value:
+        """An initialiser named by its content: equal constants are one."""
+        if name in self._graph.initializers:
+            return self._graph.initializers[name]
+        return self.weight(name, np.array(value, dtype))
 
     def _node(
         self, op_type: str, inputs: Sequence[Value], attributes: dict[str, Any], *, outputs: int

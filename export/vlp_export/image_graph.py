@@ -4,7 +4,6 @@ Legend: B images, S image size, p patch size, T tokens (class token, patches, tr
 d width, D joint width, K classes, m prompt tokens. B and K are dynamic.
 """
 
-import numpy as np
 import onnx_ir as ir
 
 from vlp_deploy.architecture import ClipConfig, Preprocessing, VisualLayout
@@ -110,5 +109,4 @@ def _tokens(
 
 def _class_token(graph: GraphBuilder, x: Value) -> Value:
     """(B, T, d) → (B, d)."""
-    first = graph.weight("class_token_row", np.array(0, np.int64))
-    return graph.op("Gather", x, first, axis=1)
+    return graph.op("Gather", x, graph.integer(0), axis=1)

@@ -83,16 +83,14 @@ class _Replacement:
         # A row of zeros in front, so that slot -1 is a row like any other and m may be 0.
         zeros = graph.weight("no_prompt", np.zeros((layers, 1, width), np.float32))
         self._prompts = graph.op("Concat", zeros, prompts, axis=1)  # (J, 1 + m, d)
-        one = graph.weight("one", np.array(1, np.int64))
-        self._rows = graph.op("Add", slots, one)  # (N, L)
+        self._rows = graph.op("Add", slots, graph.integer(1))  # (N, L)
         is_prompt = graph.op("Cast", self._rows, to=ir.DataType.BOOL.value)
         self._is_prompt = graph.op("Unsqueeze", is_prompt, graph.integers(2))  # (N, L, 1)
 
     def __call__(self, x: Value, *, layer: int) -> Value:
         """(N, L, d) → (N, L, d) with the prompts of this layer in their slots."""
         graph = self._graph
-        index = graph.weight(f"layer_{layer}", np.array(layer, np.int64))
-        of_layer = graph.op("Gather", self._prompts, index, axis=0)  # (1 + m, d)
+        of_layer = graph.op("Gather", self._prompts, graph.integer(layer), axis=0)  # (1 + m, d)
         of_token = graph.op("Gather", of_layer, self._rows, axis=0)  # (N, L, d)
         return graph.op("Where", self._is_prompt, of_token, x)
 

@@ -63,3 +63,11 @@ def test_graph_too_large_for_one_file_is_refused(monkeypatch: pytest.MonkeyPatch
 
     with pytest.raises(EngineError, match="at most 2 GiB"):
         to_bytes(graph.model())
+
+
+def test_two_weights_of_one_name_are_refused() -> None:
+    graph, _ = builder()
+    graph.weight("w", np.zeros(2, np.float32))
+
+    with pytest.raises(ValueError, match="a weight 'w' already"):
+        graph.weight("w", np.ones(2, np.float32))
