@@ -1,6 +1,6 @@
-"""Run README.md's shell blocks: `demo` and `tests` by their comment line, `tour` for all the others.
+"""Run README.md's code blocks: `demo` and `tests` by their first line, `tour` for all the others.
 
-A block starts with ```sh; a first line `# demo` or `# tests` names it.
+A ```sh block runs in bash, a ```python block in the environment's Python, both in the checkout.
 """
 
 import os
@@ -12,24 +12,31 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 NAMED = ("demo", "tests")
+INTERPRETERS = {"sh": ["bash", "-euo", "pipefail", "-c"], "python": ["python", "-c"]}
+BLOCK = re.compile(r"^```(sh|python)\n(.*?)^```", re.DOTALL | re.MULTILINE)
 
 
-def blocks() -> list[tuple[str, str]]:
-    """(name, commands) of every shell block; unnamed ones belong to the tour."""
-    found = re.findall(r"^```sh\n(.*?)^```", (ROOT / "README.md").read_text(), re.DOTALL | re.M)
-    return [(next((n for n in NAMED if text.startswith(f"# {n}\n")), "tour"), text) for text in found]
+def blocks() -> list[tuple[str, str, str]]:
+    """(name, language, code) of every block; unnamed ones belong to the tour."""
+    found = BLOCK.findall((ROOT / "README.md").read_text())
+    return [
+        (next((name for name in NAMED if code.startswith(f"# {name}\n")), "tour"), language, code)
+        for language, code in found
+    ]
 
 
 def main() -> None:
+    """Run the blocks of the name that is asked for; stop at the first that fails."""
     wanted = sys.argv[1]
-    chosen = [text for name, text in blocks() if name == wanted]
+    chosen = [(language, code) for name, language, code in blocks() if name == wanted]
     if not chosen:
         sys.exit(f"README.md has no {wanted!r} block")
     environment = {**os.environ, "PATH": f"{ROOT / '.venv/bin'}:{os.environ['PATH']}"}
-    for text in chosen:
-        print(text, flush=True)
+    for language, code in chosen:
+        print(code, flush=True)
         start = time.monotonic()
-        done = subprocess.run(["bash", "-euo", "pipefail", "-c", text], cwd=ROOT, env=environment)
+        command = [*INTERPRETERS[language], code]
+        done = subprocess.run(command, cwd=ROOT, env=environment, check=False)
         print(f"-- exit code {done.returncode} after {time.monotonic() - start:.0f} s", flush=True)
         if done.returncode:
             sys.exit(done.returncode)
