@@ -16,10 +16,13 @@ def load_backbone(backbone: Backbone, pretrained: str | None) -> dict[str, Float
     weights = load_weights(path, backbone.config)
     found = fingerprint(weights)
     if found != backbone.sha256:
+        remedy = "Pass the weights used in training with --pretrained"
+        if pretrained is None:
+            remedy = "The prompts come from another version of vlp-deploy: train them again"
         raise ModelError(
             f"wrong backbone: the weights in {path} have fingerprint {found[:12]}…, but the "
             f"prompts were tuned on {backbone.name} ({backbone.pretrained}) with fingerprint "
-            f"{backbone.sha256[:12]}…. Pass the weights used in training with --pretrained"
+            f"{backbone.sha256[:12]}…. {remedy}"
         )
     return weights
 

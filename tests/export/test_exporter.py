@@ -27,7 +27,8 @@ from tests.export.tiny_clip import (
     make_weights,
     save_weights,
 )
-from vlp_deploy.architecture import TextLayout, VisualLayout
+from vlp_deploy import embedded
+from vlp_deploy.architecture import Backbone, TextLayout, VisualLayout
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_deploy.errors import (
@@ -38,7 +39,9 @@ from vlp_deploy.errors import (
     ModelError,
     ParityError,
 )
+from vlp_deploy.weights import fingerprint
 from vlp_export import export
+from vlp_export.backbone import load_backbone
 
 CONFIG = make_config(vocab_size=VOCABULARY)
 WEIGHTS = make_weights(CONFIG)
@@ -241,6 +244,19 @@ def test_other_weights_are_refused_by_fingerprint(tmp_path: Path) -> None:
 
     with pytest.raises(ModelError, match=r"wrong backbone: .*test-clip \(random\)"):
         export(saved(zeroshot(), tmp_path), tmp_path / "bundle", pretrained=str(other))
+
+
+def test_prompts_of_another_embedded_model_are_refused() -> None:
+    weights = {"logit_scale": np.zeros((), np.float32)}  # whatever: only the name counts here
+    backbone = Backbone(
+        name=embedded.MODEL_NAME,
+        pretrained=embedded.PRETRAINED,
+        sha256=fingerprint(weights),
+        config=embedded.config(),
+    )
+
+    with pytest.raises(ModelError, match=r"wrong backbone: .*vlp-tiny .*train them again"):
+        load_backbone(backbone, None)
 
 
 @pytest.mark.parametrize(
