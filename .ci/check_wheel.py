@@ -1,4 +1,4 @@
-"""Assert what a built wheel holds: the three packages whole with their data, nothing else, under 100 MB."""
+"""Assert what a wheel holds: the three packages whole with their data, nothing else, under 100 MB."""
 
 import sys
 import zipfile
