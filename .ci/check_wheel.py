@@ -1,4 +1,4 @@
-"""Assert what a wheel holds: the three packages whole with their data, nothing else, under 100 MB."""
+"""Assert what a wheel holds: the three packages whole with their data, and nothing else."""
 
 import sys
 import zipfile
@@ -7,6 +7,12 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGES = {"vlp_deploy": ROOT, "vlp_train": ROOT / "train", "vlp_export": ROOT / "export"}
 LIMIT_MB = 100
+REQUIRED = {
+    "vlp_deploy/embedded/weights.safetensors",
+    "vlp_deploy/embedded/bundle/SHA256SUMS",
+    "vlp_deploy/embedded/emoji/NOTICE",
+    "vlp_deploy/vocabulary/NOTICE",
+}
 
 
 def main() -> None:
@@ -20,6 +26,8 @@ def main() -> None:
     }
     if names != expected:
         sys.exit(f"missing {sorted(expected - names)[:5]}, foreign {sorted(names - expected)[:5]}")
+    if not names >= REQUIRED:
+        sys.exit(f"missing {sorted(REQUIRED - names)}")
     size_mb = path.stat().st_size / 1e6
     if size_mb > LIMIT_MB:
         sys.exit(f"{path.name} is {size_mb:.0f} MB, at most {LIMIT_MB} are allowed")
