@@ -22,6 +22,7 @@ from vlp_deploy.files import write_atomic
 
 SCHEMA_VERSION = 1
 RUN_FILE = "prompt.safetensors"  # the checkpoint's name inside a training run's folder
+RESUME_FILE = "resume.safetensors"  # beside it, or instead of it while the run is unfinished
 REFERENCE_IMAGES = 8
 
 
@@ -67,6 +68,11 @@ class PromptCheckpoint:
     def load(cls, path: Path) -> "PromptCheckpoint":
         """Read a checkpoint file, or the one in a training run's folder. Raises CheckpointError."""
         file_path = path / RUN_FILE if path.is_dir() else path
+        if not file_path.is_file() and (path / RESUME_FILE).is_file():
+            raise CheckpointError(
+                f"{path} holds an unfinished training run: finish it with the same `vlp train` "
+                "command and --resume"
+            )
         if not file_path.is_file():
             raise CheckpointError(
                 f"no prompt checkpoint at {file_path}: expected a .safetensors file made by "

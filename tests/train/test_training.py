@@ -166,8 +166,10 @@ def test_an_unfinished_run_is_no_checkpoint(request_for: Callable[..., Request])
     with pytest.raises(CrashError):
         train(request, stop_at(epoch=3, step=2))
 
-    with pytest.raises(CheckpointError):
+    with pytest.raises(CheckpointError, match="unfinished training run: finish it with"):
         PromptCheckpoint.load(request.output)
+    with pytest.raises(CheckpointError):
+        PromptCheckpoint.load(request.output / "resume.safetensors")
 
 
 def test_an_unfinished_run_is_not_overwritten(request_for: Callable[..., Request]) -> None:
