@@ -63,37 +63,51 @@ def _row(
         raise ClassListError(f"class name {name!r} has no readable characters")
     body = tokenizer.encode(f"{words_before}{name}{words_after}")
     learned, m = list(range(layout.tokens)), layout.tokens
-    if layout.position != "end":
-        start, stop = _class_span(name, words_before, body, tokenizer, layout)
-        before = m // 2 if layout.position == "middle" else 0
-        # learned tokens around the class name: V[:before] CLASS V[before:] rest
-        ids = body[:before] + body[start:stop] + body[before:start] + body[stop:]
-        slots = [-1] * len(body)
-        slots[:before] = learned[:before]
-        slots[before + stop - start : stop] = learned[before:]
-        body, body_slots = ids, slots
+    prefix = tokenizer.encode(words_before)
+    if len(prefix) < m:
+        raise ClassListError(
+            f"template {template!r} has {len(prefix)} tokens before the class name, but {m} are "
+            f"learned and would stand on the name itself. Put at least {m} words before {{}}"
+        )
+    if layout.position == "end":
+        return [START_OF_TEXT, *body, END_OF_TEXT], [-1, *learned, *[-1] * (len(body) - m), -1]
+    if layout.official_span:  # wrong by a token where the name merges with the full stop
+        start, stop = m, m + len(tokenizer.encode(name))
     else:
-        body_slots = learned + [-1] * (len(body) - m)
-    return [START_OF_TEXT, *body, END_OF_TEXT], [-1, *body_slots, -1]
+        start, stop = _class_span(name, prefix, body, tokenizer.encode(words_after), layout)
+    before = m // 2 if layout.position == "middle" else 0
+    # learned tokens around the class name: V[:before] CLASS V[before:] rest
+    ids = body[:before] + body[start:stop] + body[before:start] + body[stop:]
+    slots = [-1] * len(body)
+    slots[:before] = learned[:before]
+    slots[before + stop - start : stop] = learned[before:]
+    return [START_OF_TEXT, *ids, END_OF_TEXT], [-1, *slots, -1]
 
 
 def _class_span(
-    name: str, words_before: str, body: list[int], tokenizer: Tokenizer, layout: TextLayout
+    name: str, prefix: list[int], body: list[int], suffix: list[int], layout: TextLayout
 ) -> tuple[int, int]:
-    """Where the class name's tokens stand in `body`; the learned tokens fill everything before."""
-    start, name_ids = layout.tokens, tokenizer.encode(name)
-    if len(tokenizer.encode(words_before)) != start:
+    """Where the class name's tokens stand in `body`: behind `prefix`, before what `suffix` left.
+
+    A name that ends in punctuation may share its last token with the full stop: "foo (bar)." ends
+    in the one token ").". That token moves with the name.
+    """
+    start = layout.tokens
+    if len(prefix) != start:
         raise ClassListError(
-            f"the template's words before the class name make "
-            f"{len(tokenizer.encode(words_before))} tokens, but {start} are learned: with the "
-            f"class name at the {layout.position} they must be equal"
+            f"the template's words before the class name make {len(prefix)} tokens, but {start} "
+            f"are learned: with the class name at the {layout.position} they must be equal"
         )
-    stop = start + len(name_ids)
-    if not layout.official_span and body[start:stop] != name_ids:
+    if body[:start] != prefix:
         raise ClassListError(
-            f"class name {name!r} merges with the full stop behind it into one token, so it cannot "
-            f"be moved to the {layout.position}. End the name in a letter or digit"
+            f"class name {name!r} merges with the template's word before it into one token, so it "
+            f"cannot be moved to the {layout.position}. Put a blank before {{}}"
         )
+    stop = len(body)
+    for token in reversed(suffix):
+        if body[stop - 1] != token:
+            break
+        stop -= 1
     return start, stop
 
 
