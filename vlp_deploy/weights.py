@@ -5,28 +5,37 @@ Names are open_clip's state-dict keys (`visual.conv1.weight`, `transformer.resbl
 """
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError, deserialize, safe_open
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.errors import ModelError
 
 Floats = NDArray[np.float32]
+FLOAT_TYPES = ("F32", "F16", "F64", "BF16")  # in safetensors' words
 
 
 def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
     """All tensors of a CLIP in float32, each of the shape `config` asks for.
 
-    Raises ModelError if the file is no safetensors file or lacks or misshapes a tensor.
+    Raises ModelError if the file is no safetensors file, lacks or misshapes a tensor, or holds
+    numbers that are no plain floats.
     """
+    expected = expected_shapes(config)
     try:
         with safe_open(path, framework="numpy") as file:
-            names = list(file.keys())
-            found = {name: file.get_tensor(name) for name in names}
+            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
+            types = {name: found.get_dtype() for name, found in slices.items()}
+            check_shapes(shapes, config, source=str(path))
+            _check_types({name: types[name] for name in expected}, path)
+            narrow = {name for name in expected if types[name] == "BF16"}
+            found = {name: file.get_tensor(name) for name in expected if name not in narrow}
+        found |= _bfloat16_tensors(path.read_bytes(), narrow) if narrow else {}
     except FileNotFoundError:
         raise ModelError(f"weights file {path} does not exist") from None
     except (SafetensorError, OSError) as error:
@@ -34,8 +43,26 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
             f"{path} cannot be read as safetensors ({error}). "
             "Pass the weights of an open_clip model saved with safetensors"
         ) from error
-    check_shapes({name: tensor.shape for name, tensor in found.items()}, config, source=str(path))
-    return {name: found[name].astype(np.float32) for name in expected_shapes(config)}
+    return {name: found[name].astype(np.float32) for name in expected}
+
+
+def _check_types(types: Mapping[str, str], path: Path) -> None:
+    for name, found in types.items():
+        if found not in FLOAT_TYPES:
+            raise ModelError(
+                f"{path}: {name} is stored as {found}, expected one of {', '.join(FLOAT_TYPES)}. "
+                "Save the weights in float16 or float32"
+            )
+
+
+def _bfloat16_tensors(content: bytes, names: Set[str]) -> dict[str, Floats]:
+    """Tensors of a kind that NumPy does not know: the upper halves of float32 numbers."""
+    tensors: dict[str, Floats] = {}
+    for name, stored in deserialize(content):
+        if name in names:
+            upper = np.frombuffer(stored["data"], "<u2").astype(np.uint32)
+            tensors[name] = (upper << 16).view(np.float32).reshape(stored["shape"])
+    return tensors
 
 
 def check_shapes(shapes: Mapping[str, tuple[int, ...]], config: ClipConfig, *, source: str) -> None:
