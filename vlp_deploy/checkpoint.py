@@ -85,7 +85,15 @@ class PromptCheckpoint:
                 tensors = {name: file.get_tensor(name) for name in names}
         except (SafetensorError, OSError) as error:
             raise CheckpointError(f"{file_path} is not a safetensors file: {error}") from error
-        return cls(header=_decode_header(metadata, file_path), tensors=tensors)
+        except TypeError as error:  # bfloat16 and float8, which NumPy does not have
+            raise CheckpointError(
+                f"{file_path}: {error}; prompt checkpoints hold float32. Convert it"
+            ) from error
+        header = _decode_header(metadata, file_path)
+        try:
+            return cls(header=header, tensors=tensors)
+        except CheckpointError as error:
+            raise CheckpointError(f"{file_path}: {error}") from None
 
 
 def _decode_header(metadata: Mapping[str, str], path: Path) -> Header:
@@ -119,18 +127,28 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
         "reference.logits": (REFERENCE_IMAGES, classes),
     }
     for name, shape in expected.items():
-        if name in tensors and not _fits(tensors[name].shape, shape):
-            raise CheckpointError(
-                f"prompt checkpoint: {name} is {tensors[name].shape}, expected "
-                f"({', '.join('layers' if n is None else str(n) for n in shape)})"
-            )
+        if name in tensors:
+            _check_tensor(name, tensors[name], shape)
     for name in ("reference.pixels", "reference.logits"):
         if name not in tensors:
             raise CheckpointError(
                 f"prompt checkpoint: {name} is missing; it proves the export right"
             )
-    if not np.isfinite(tensors["reference.logits"]).all():
-        raise CheckpointError("prompt checkpoint: reference.logits holds NaN or infinity")
+
+
+def _check_tensor(name: str, tensor: NDArray[Any], shape: tuple[int | None, ...]) -> None:
+    if not _fits(tensor.shape, shape):
+        raise CheckpointError(
+            f"prompt checkpoint: {name} is {tensor.shape}, expected "
+            f"({', '.join('layers' if n is None else str(n) for n in shape)})"
+        )
+    kind = np.uint8 if name == "reference.pixels" else np.float32
+    if tensor.dtype != kind:
+        raise CheckpointError(
+            f"prompt checkpoint: {name} is {tensor.dtype}, expected {np.dtype(kind)}"
+        )
+    if not np.isfinite(tensor).all():
+        raise CheckpointError(f"prompt checkpoint: {name} holds NaN or infinity")
 
 
 def _fits(shape: tuple[int, ...], expected: tuple[int | None, ...]) -> bool:
