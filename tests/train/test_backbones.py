@@ -4,14 +4,16 @@ import json
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import open_clip
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.architecture import OPENAI_MEAN, ClipConfig
 from vlp_deploy.errors import ModelError
 from vlp_deploy.weights import fingerprint, load_weights
+from vlp_train import backbones
 from vlp_train.backbones import load_backbone, load_preprocessing, reload_backbone
 
 
@@ -71,11 +73,72 @@ def test_a_reloaded_backbone_must_have_the_same_weights(tiny_model: Any, tmp_pat
     state["visual.proj"][0, 0] += 1
     save_file(state, tmp_path / "other.safetensors")
 
-    same = reload_backbone(backbone)
+    same = reload_backbone(backbone, tiny_model.pretrained)
 
     assert same.config == backbone.config
     with pytest.raises(ModelError, match="Pass the same weights"):
         reload_backbone(backbone, str(tmp_path / "other.safetensors"))
+
+
+def test_a_record_keeps_the_name_of_a_local_file_and_not_its_folder(tiny_model: Any) -> None:
+    _, backbone = load_backbone(tiny_model.model, tiny_model.pretrained)
+
+    assert backbone.pretrained == "tiny.safetensors"
+    with pytest.raises(ModelError, match=r"the local file 'tiny\.safetensors': .*--pretrained"):
+        reload_backbone(backbone)
+
+
+def test_a_tag_is_reloaded_through_open_clip(
+    monkeypatch: pytest.MonkeyPatch, tiny_model: Any
+) -> None:
+    _, backbone = load_backbone(tiny_model.model, tiny_model.pretrained)
+    named = msgspec.structs.replace(backbone, name="ViT-B-32", pretrained="openai")
+    state = load_file(tiny_model.pretrained)
+    monkeypatch.setattr(backbones, "_downloaded", lambda model, tag, quick_gelu: state)
+
+    assert reload_backbone(named).config == backbone.config
+    with pytest.raises(
+        ModelError, match=r"ViT-B-32 has no weights 'opnai'\. Did you mean 'openai'"
+    ):
+        reload_backbone(named, "opnai")
+    with pytest.raises(ModelError, match=r"tiny \(openai\), which open_clip does not know"):
+        reload_backbone(msgspec.structs.replace(named, name="tiny"))
+
+
+def test_the_embedded_backbone_is_reloaded() -> None:
+    _, backbone = load_backbone("vlp-tiny")
+
+    assert backbone.pretrained == "embedded"
+    assert reload_backbone(backbone).config == backbone.config
+
+
+def test_preprocessing_of_a_local_file_is_that_of_all_the_models_tags(tmp_path: Path) -> None:
+    file = str(tmp_path / "w.safetensors")
+
+    assert load_preprocessing("ViT-B-16", file).mean == OPENAI_MEAN
+    assert load_preprocessing("ViT-L-14", "laion2b_s32b_b82k").mean == (0.5, 0.5, 0.5)
+    with pytest.warns(UserWarning, match="OpenAI's mean and std are taken"):
+        preprocessing = load_preprocessing("ViT-L-14", file)  # two kinds of tags
+    assert preprocessing.mean == OPENAI_MEAN
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": [0.5, 0.5]}, "preprocess_cfg: Expected `array` of length 3"),
+        ({"std": [0.0, 1.0, 1.0]}, "preprocess_cfg: .*> 0"),
+        ([], "preprocess_cfg must be an object"),
+        ({"resize_mode": "squash"}, "supported is 'shortest'"),
+    ],
+)
+def test_preprocessing_that_cannot_be_done_is_named(
+    open_clip_config: dict[str, Any], tmp_path: Path, options: Any, message: str
+) -> None:
+    content = {"model_cfg": open_clip_config, "preprocess_cfg": options}
+    (tmp_path / "hub.json").write_text(json.dumps(content))
+
+    with pytest.raises(ModelError, match=message):
+        load_preprocessing(str(tmp_path / "hub.json"))
 
 
 @pytest.mark.parametrize(

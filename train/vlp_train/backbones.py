@@ -12,6 +12,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import torch
 from torch import Tensor
 
@@ -22,12 +23,15 @@ from vlp_deploy.weights import Floats, check_shapes, expected_shapes, fingerprin
 from vlp_train.clip import Clip
 
 QUICK_GELU_SUFFIX = "-quickgelu"
+TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 
 
 def load_backbone(
     model: str, pretrained: str | None = None, *, device: str | torch.device = "cpu"
 ) -> tuple[Clip, Backbone]:
     """A frozen CLIP in float32 with its weights, and the record for checkpoint headers.
+
+    Of a local weights file the record keeps the name, not the folder: it travels with the prompts.
 
     Raises ModelError for unknown names and tags, towers that are no plain CLIP, weights that do
     not fit or belong with another activation; MissingExtraError where open_clip is not installed.
@@ -43,28 +47,51 @@ def load_backbone(
         tag = _given(model, pretrained)
         config, weights = _from_open_clip(model, tag)
     name = Path(model).stem if _is_file(model) else model
+    tag = Path(tag).name if _is_local(tag) else tag
     backbone = Backbone(name=name, pretrained=tag, sha256=fingerprint(weights), config=config)
     return build_clip(config, weights).to(device), backbone
 
 
 def reload_backbone(backbone: Backbone, pretrained: str | None = None) -> Clip:
-    """The CLIP that a checkpoint's header names; `pretrained` says where its weights are now.
+    """The CLIP that a checkpoint's header names; `pretrained` is a file or a tag of its weights.
 
-    Raises ModelError if other weights are found there.
+    Raises ModelError if its weights are a local file and `pretrained` does not say where, or if
+    other weights are found there.
     """
     tag = pretrained or backbone.pretrained
-    if backbone.name == embedded.MODEL_NAME or not Path(tag).is_file():
-        clip, found = load_backbone(backbone.name, tag)
-        sha256 = found.sha256
+    if backbone.name == embedded.MODEL_NAME and tag == embedded.PRETRAINED:
+        weights = _local_weights(embedded.weights_path(), backbone.config)
+    elif not _is_local(tag):
+        weights = pretrained_weights(backbone.name, tag, backbone.config)
+    elif pretrained is None:
+        raise ModelError(
+            f"the weights of {backbone.name} are the local file {tag!r}: say where it is with "
+            "--pretrained"
+        )
     else:
         weights = _local_weights(Path(tag), backbone.config)
-        clip, sha256 = build_clip(backbone.config, weights), fingerprint(weights)
+    sha256 = fingerprint(weights)
     if sha256 != backbone.sha256:
         raise ModelError(
             f"the weights {tag!r} of {backbone.name} have fingerprint {sha256[:12]}, the prompts "
             f"were trained with {backbone.sha256[:12]}. Pass the same weights with --pretrained"
         )
-    return clip
+    return build_clip(backbone.config, weights)
+
+
+def pretrained_weights(model: str, tag: str, config: ClipConfig) -> dict[str, Floats]:
+    """What open_clip has under a tag for one of its models, of the shape `config`.
+
+    Raises ModelError for names that open_clip does not know.
+    """
+    if model not in _open_clip().list_models():
+        raise ModelError(
+            f"the prompts belong to {model} ({tag}), which open_clip does not know, and whose "
+            "weights are not part of the installation. Pass them with --pretrained "
+            "FILE.safetensors"
+        )
+    _check_tag(model, tag)
+    return _as_arrays(_downloaded(model, tag, config.quick_gelu), config, source=tag)
 
 
 def load_preprocessing(model: str, pretrained: str | None = None) -> Preprocessing:
@@ -76,21 +103,51 @@ def load_preprocessing(model: str, pretrained: str | None = None) -> Preprocessi
     if model == embedded.MODEL_NAME:
         size = embedded.config().vision.image_size
     elif _is_file(model):
-        content = _read_json(Path(model))
         size = _read_config(Path(model)).vision.image_size
-        options = content.get("preprocess_cfg", {})
+        options = _read_json(Path(model)).get("preprocess_cfg", {})
     else:
-        open_clip = _open_clip()
         size = ClipConfig.from_open_clip(_named_config(model)).vision.image_size
-        options = open_clip.get_pretrained_cfg(model, pretrained or "") or {}
+        options = _named_preprocessing(model, pretrained or "")
+    return _preprocessing(size, options, source=f"{model} with {pretrained}")
+
+
+def _preprocessing(size: int, options: Any, *, source: str) -> Preprocessing:
+    """open_clip's `preprocess_cfg`, where it is CLIP's but for mean and std."""
+    if not isinstance(options, Mapping):
+        raise ModelError(f"{source}: preprocess_cfg must be an object, got {options!r}")
     for option, supported in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
         if options.get(option) not in (None, supported):
             raise ModelError(
-                f"{model} with {pretrained} was trained with {option}={options[option]!r}; "
+                f"{source} was trained with {option}={options[option]!r}; "
                 f"supported is {supported!r}. Choose other weights"
             )
     mean, std = options.get("mean") or OPENAI_MEAN, options.get("std") or OPENAI_STD
-    return Preprocessing(image_size=size, mean=tuple(mean), std=tuple(std))
+    try:
+        return msgspec.convert({"image_size": size, "mean": mean, "std": std}, Preprocessing)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{source}: preprocess_cfg: {error}") from None
+
+
+def _named_preprocessing(model: str, pretrained: str) -> Mapping[str, Any]:
+    """open_clip's options for a tag; for a local file those on which all the model's tags agree."""
+    of_tags = {tag: _open_clip().get_pretrained_cfg(model, tag) or {} for tag in _tags(model)}
+    if pretrained in of_tags:
+        return of_tags[pretrained]
+    kinds = {_colours(options) for options in of_tags.values()}
+    if len(kinds) > 1:
+        warnings.warn(
+            f"{pretrained} does not say how its images were prepared, and open_clip's weights of "
+            f"{model} differ in that. OpenAI's mean and std are taken. For others, pass a .json "
+            "configuration with preprocess_cfg as --model",
+            stacklevel=3,
+        )
+        return {}
+    return next(iter(of_tags.values()), {})
+
+
+def _colours(options: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    mean, std = options.get("mean") or OPENAI_MEAN, options.get("std") or OPENAI_STD
+    return tuple(mean), tuple(std)
 
 
 def build_clip(config: ClipConfig, weights: Mapping[str, Floats]) -> Clip:
@@ -104,6 +161,11 @@ def build_clip(config: ClipConfig, weights: Mapping[str, Floats]) -> Clip:
 
 def _is_file(model: str) -> bool:
     return model.endswith(".json")
+
+
+def _is_local(pretrained: str) -> bool:
+    path = Path(pretrained)
+    return path.suffix in (".safetensors", *TORCH_SUFFIXES) or path.is_file()
 
 
 def _given(model: str, pretrained: str | None) -> str:
@@ -132,7 +194,7 @@ def _read_config(path: Path) -> ClipConfig:
 
 
 def _local_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
-    if path.suffix in (".pt", ".pth", ".bin"):
+    if path.suffix in TORCH_SUFFIXES:
         return _as_arrays(_torch_state(path), config, source=str(path))
     return load_weights(path, config)
 
@@ -193,20 +255,24 @@ def _closest(name: str, known: Iterable[str]) -> str:
 def _from_open_clip(model: str, pretrained: str) -> tuple[ClipConfig, dict[str, Floats]]:
     """A named model's shape and weights, from a tag (downloaded by open_clip) or a local file."""
     named = _named_config(model)
-    if Path(pretrained).is_file():
+    if _is_local(pretrained):
         _check_file_activation(model, pretrained)
         config = ClipConfig.from_open_clip(named)
         return config, _local_weights(Path(pretrained), config)
-    if pretrained not in _tags(model):
-        raise ModelError(
-            f"{model} has no weights {pretrained!r}.{_closest(pretrained, _tags(model))} "
-            f"Available: {', '.join(_tags(model))}; or the path of a local file"
-        )
+    _check_tag(model, pretrained)
     # The tag knows which activation its weights were trained with, the plain name does not:
     # with the wrong one nothing fails and accuracy drops.
     quick_gelu = bool(_open_clip().get_pretrained_cfg(model, pretrained).get("quick_gelu", False))
     config = ClipConfig.from_open_clip({**named, "quick_gelu": quick_gelu})
     return config, _as_arrays(_downloaded(model, pretrained, quick_gelu), config, source=pretrained)
+
+
+def _check_tag(model: str, tag: str) -> None:
+    if tag not in _tags(model):
+        raise ModelError(
+            f"{model} has no weights {tag!r}.{_closest(tag, _tags(model))} "
+            f"Available: {', '.join(_tags(model))}; or the path of a local file"
+        )
 
 
 def _check_file_activation(model: str, path: str) -> None:
