@@ -6,12 +6,13 @@ locked is rubbish.
 """
 
 import ctypes
+import errno
 import fcntl
 import hashlib
 import os
 import secrets
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -32,9 +33,8 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
     """A temporary file that becomes `path` when the block ends well, and vanishes otherwise."""
     path.parent.mkdir(parents=True, exist_ok=True)
     sweep_temporaries(path)
-    temporary = _temporary_beside(path)
-    with open(temporary, "xb") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    temporary, handle = _locked_temporary(path, _create_file)
+    with open(handle, "wb") as file:
         try:
             yield file
             file.flush()
@@ -57,10 +57,7 @@ def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     sweep_temporaries(target)
     if not replace and os.path.lexists(target):
         raise FileExistsError(target)
-    staging = _temporary_beside(target)
-    staging.mkdir()
-    lock = os.open(staging, os.O_RDONLY)
-    fcntl.flock(lock, fcntl.LOCK_EX)
+    staging, lock = _locked_temporary(target, _create_folder)
     try:
         yield staging
         _sync_tree(staging)
@@ -98,9 +95,47 @@ def _temporary_beside(path: Path) -> Path:
     return path.with_name(f".{path.name}.{secrets.token_hex(6)}{TEMPORARY_SUFFIX}")
 
 
+def _locked_temporary(target: Path, create: Callable[[Path], int]) -> tuple[Path, int]:
+    """A new temporary beside `target`, and the handle that holds its lock.
+
+    Until it is locked it looks like rubbish: if another process swept it, make the next one.
+    """
+    while True:
+        temporary = _temporary_beside(target)
+        handle = create(temporary)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            if os.path.samestat(os.fstat(handle), os.stat(temporary)):
+                return temporary, handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _create_file(path: Path) -> int:
+    return os.open(path, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666)
+
+
+def _create_folder(path: Path) -> int:
+    while True:
+        path.mkdir()
+        try:
+            return os.open(path, os.O_RDONLY)
+        except FileNotFoundError:
+            continue  # swept already
+
+
 def _move_into_place(staging: Path, target: Path, *, replace: bool) -> None:
     if not os.path.lexists(target):
-        os.rename(staging, target)
+        try:
+            os.rename(staging, target)
+        except OSError as error:  # somebody else was faster since the line above
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR):
+                raise FileExistsError(target) from error
+            raise
     elif not replace:
         raise FileExistsError(target)
     elif not _exchange(staging, target):

@@ -5,11 +5,19 @@ import os
 import signal
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
-from vlp_deploy.files import TEMPORARY_SUFFIX, sha256_of, staged_folder, write_atomic
+from vlp_deploy.files import (
+    TEMPORARY_SUFFIX,
+    sha256_of,
+    staged_folder,
+    sweep_temporaries,
+    write_atomic,
+)
 
 ENDLESS_WRITER = """
 import sys, time
@@ -137,6 +145,91 @@ def test_a_locked_temporary_file_is_not_swept(tmp_path: Path) -> None:
 
     write_atomic(tmp_path / "file", b"y")
     assert not busy.exists()
+
+
+def sweep_before_the_lock(monkeypatch: pytest.MonkeyPatch, target: Path, times: int) -> None:
+    """The next `times` temporaries are swept between their creation and their locking."""
+    left = times
+    flock = fcntl.flock
+
+    def late_flock(handle: int, operation: int) -> None:
+        nonlocal left
+        if operation == fcntl.LOCK_EX and left:
+            left -= 1
+            sweep_temporaries(target)
+        flock(handle, operation)
+
+    monkeypatch.setattr(fcntl, "flock", late_flock)
+
+
+def test_a_temporary_swept_before_it_was_locked_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sweep_before_the_lock(monkeypatch, tmp_path / "file", times=2)
+    write_atomic(tmp_path / "file", b"whole")
+    sweep_before_the_lock(monkeypatch, tmp_path / "folder", times=2)
+    with staged_folder(tmp_path / "folder") as staging:
+        (staging / "inside").write_text("whole")
+
+    assert (tmp_path / "file").read_bytes() == b"whole"
+    assert (tmp_path / "folder" / "inside").read_text() == "whole"
+    assert temporaries(tmp_path) == []
+
+
+def test_many_threads_write_one_target(tmp_path: Path) -> None:
+    contents = [bytes([index]) * 1000 for index in range(8)]
+    target = tmp_path / "file"
+
+    def write(content: bytes) -> None:
+        for _ in range(25):
+            write_atomic(target, content)
+            assert target.read_bytes() in contents
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(write, contents))
+
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_of_many_threads_one_makes_the_folder(tmp_path: Path) -> None:
+    target = tmp_path / "folder"
+    barrier = threading.Barrier(8)
+
+    def make(index: int) -> bool:
+        barrier.wait()
+        try:
+            with staged_folder(target) as staging:
+                (staging / str(index)).write_text("x")
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        made = list(pool.map(make, range(8)))
+
+    assert made.count(True) == 1
+    assert os.listdir(target) == [str(made.index(True))]
+    assert os.listdir(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("other", ["folder", "file"])
+def test_target_that_appears_at_the_last_moment_exists(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, other: str
+) -> None:
+    target = tmp_path / "bundle"
+    rename = os.rename
+
+    def late_rename(source: Path, destination: Path) -> None:
+        if other == "folder":
+            target.mkdir()
+        (target / "first" if other == "folder" else target).write_text("first")
+        rename(source, destination)
+
+    monkeypatch.setattr(os, "rename", late_rename)
+
+    with pytest.raises(FileExistsError), staged_folder(target) as staging:
+        (staging / "late").write_text("late")
+    assert (target / "first" if other == "folder" else target).read_text() == "first"
 
 
 def test_sha256_of_known_bytes(tmp_path: Path) -> None:
