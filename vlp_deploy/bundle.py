@@ -84,7 +84,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     host_head: bool = True
     new_classes: NewClasses
     temperature: float = 1.0
-    reject_threshold: float | None = None
+    reject_threshold: float | None = None  # for later versions: this one refuses any
     tools: dict[str, str]
     parity: tuple[ParityRow, ...]
     history: tuple[dict[str, Any], ...]
@@ -263,6 +263,12 @@ def _decode_manifest(content: bytes, path: Path) -> Manifest:
                 f"bundle {path} has schema version {found!r}; this version reads {SCHEMA_VERSION}. "
                 "Use the vlp-deploy version that exported it, or export again"
             )
-        return msgspec.json.decode(content, type=Manifest)
+        manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, AttributeError) as error:
         raise BundleError(f"{path / MANIFEST} is not a manifest: {error}") from error
+    if manifest.reject_threshold is not None:  # ignored, it would let through what it is to stop
+        raise BundleError(
+            f"bundle {path} rejects answers below {manifest.reject_threshold}, which this version "
+            "cannot do. Use a newer vlp-deploy"
+        )
+    return manifest

@@ -6,7 +6,8 @@ the hash of the lines above, so that damage to the list itself is told from dama
 
 import hashlib
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from contextlib import contextmanager
+from pathlib import Path
 
 from vlp_deploy.errors import BundleError, IntegrityError
 from vlp_deploy.files import sha256_of
@@ -27,27 +28,36 @@ class SealedFolder:
 
     def __init__(self, path: Path) -> None:
         """Read the list. Raises BundleError if there is none, IntegrityError if it is damaged."""
-        if not path.is_dir():
-            found = "got a file" if path.exists() else "nothing is there"
-            raise BundleError(f"no bundle at {path}: {found}; expected a folder from `vlp export`")
+        with _readable(path):
+            if not path.is_dir():
+                found = "got a file" if path.exists() else "nothing is there"
+                raise BundleError(
+                    f"no bundle at {path}: {found}; expected a folder from `vlp export`"
+                )
         self.path = path
-        self._sums = _read_list(path / CHECKSUMS)
+        content = _read_list(path / CHECKSUMS)
+        self._sums = _parse_list(content, path / CHECKSUMS)
+        # Of the bytes that were read: the folder may be replaced while it is in use.
+        self._digest = hashlib.sha256(content).hexdigest()
 
     @property
     def digest(self) -> str:
         """One SHA-256 for the whole content: that of the list."""
-        return sha256_of(self.path / CHECKSUMS)
+        return self._digest
 
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises IntegrityError naming the file if they have changed."""
-        content = self._existing(name).read_bytes()
+        with _readable(self.path / name):
+            content = self._existing(name).read_bytes()
         self._compare(name, hashlib.sha256(content).hexdigest())
         return content
 
     def checked_path(self, name: str) -> Path:
         """The path of a file that was just hashed, for libraries that read files themselves."""
-        path = self._existing(name)
-        self._compare(name, sha256_of(path))
+        with _readable(self.path / name):
+            path = self._existing(name)
+            found = sha256_of(path)
+        self._compare(name, found)
         return path
 
     def verify(self) -> Iterator[tuple[str, str | None]]:
@@ -86,12 +96,26 @@ class SealedFolder:
             )
 
 
-def _read_list(path: Path) -> dict[str, str]:
+@contextmanager
+def _readable(path: Path) -> Iterator[None]:
     try:
-        text = path.read_bytes()
-    except FileNotFoundError:
-        raise BundleError(f"{path.parent} is no bundle: it has no {CHECKSUMS}") from None
-    lines, _, digest = text.rpartition(_SEAL.encode())
+        yield
+    except OSError as error:
+        raise BundleError(
+            f"{path} cannot be read: {error.strerror}. Check its permissions and its disk"
+        ) from error
+
+
+def _read_list(path: Path) -> bytes:
+    with _readable(path):
+        try:
+            return path.read_bytes()
+        except FileNotFoundError:
+            raise BundleError(f"{path.parent} is no bundle: it has no {CHECKSUMS}") from None
+
+
+def _parse_list(content: bytes, path: Path) -> dict[str, str]:
+    lines, _, digest = content.rpartition(_SEAL.encode())
     if hashlib.sha256(lines).hexdigest().encode() + b"\n" != digest:
         raise IntegrityError(f"{path} is damaged: its last line does not fit it. Copy it again")
     pairs = (line.split("  ", 1) for line in lines.decode().splitlines())
@@ -102,8 +126,8 @@ def _read_list(path: Path) -> dict[str, str]:
 
 
 def _refuse_outside(name: str, folder: Path) -> None:
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name:
+    # Bundles are flat: a sub-folder could be a link to anywhere.
+    if name in ("", ".", "..") or "/" in name or "\\" in name:
         raise IntegrityError(
             f"bundle {folder} names a file outside itself: {name!r}. Do not use it"
         )

@@ -1,5 +1,6 @@
 """Damage is found and named, wherever it is."""
 
+import errno
 import subprocess
 from pathlib import Path
 
@@ -68,10 +69,45 @@ def test_missing_stray_and_linked_files_are_named(folder: Path) -> None:
 
 
 def test_a_path_outside_the_folder_is_refused(folder: Path) -> None:
-    (folder / CHECKSUMS).write_bytes(seal({"../secret": b"x"}))
+    for name in ("../secret", "/etc/passwd", "..", "a\\b", ""):
+        (folder / CHECKSUMS).write_bytes(seal({name: b"x"}))
+        with pytest.raises(IntegrityError, match="outside itself"):
+            SealedFolder(folder)
+
+
+def test_a_sub_folder_is_refused_for_it_may_be_a_link(folder: Path) -> None:
+    (folder.parent / "elsewhere").mkdir()
+    (folder.parent / "elsewhere" / "secret").write_bytes(b"x")
+    (folder / "inside").symlink_to(folder.parent / "elsewhere")
+    (folder / CHECKSUMS).write_bytes(seal({"inside/secret": b"x"}))
 
     with pytest.raises(IntegrityError, match="outside itself"):
         SealedFolder(folder)
+
+
+def test_the_digest_is_that_of_the_list_that_was_read(folder: Path) -> None:
+    sealed = SealedFolder(folder)
+    before = sealed.digest
+    (folder / CHECKSUMS).write_bytes(seal({"graph.onnx": b"another export"}))
+
+    assert sealed.digest == before
+    assert SealedFolder(folder).digest != before
+
+
+@pytest.mark.parametrize("use", ["open", "read", "checked_path"])
+def test_a_file_that_cannot_be_read_is_named(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, use: str
+) -> None:
+    sealed = SealedFolder(folder)
+
+    def refuse(*arguments: object, **options: object) -> None:  # root may read everything
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(Path, "read_bytes", refuse)
+    monkeypatch.setattr("vlp_deploy.sealed.sha256_of", refuse)
+
+    with pytest.raises(BundleError, match=r"(SHA256SUMS|graph\.onnx) cannot be read: Input/output"):
+        SealedFolder(folder) if use == "open" else getattr(sealed, use)("graph.onnx")
 
 
 @pytest.mark.parametrize("kind", ["nothing", "file", "folder without a list"])
