@@ -20,7 +20,7 @@ from PIL import Image
 from vlp_deploy.architecture import Preprocessing, Record
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.data import Dataset, Sample
-from vlp_deploy.errors import DataError, VlpError
+from vlp_deploy.errors import DataError, EngineError, VlpError
 from vlp_deploy.images import load_image
 from vlp_deploy.measure import Doubles, Latency, Machine, Ratio, paired_ratio, take_turns
 from vlp_deploy.preprocess import preprocess
@@ -29,8 +29,8 @@ Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Progress = Callable[[str, int], None]  # what is being done, and how many steps of it just were
 
-# what else can run the same tuned classifier -> the function that loads it, and its extra
-AGAINST = {"torch": ("vlp_train.eager:load_eager", "train")}
+# what else can run the same tuned classifier -> the function that loads it
+AGAINST = {"torch": "vlp_train.eager:load_eager"}
 ACCURACY_BATCH = 64
 SCHEMA_VERSION = 1
 
@@ -179,9 +179,9 @@ def _pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
 
 
 def accuracy(logits: Floats, labels: NDArray[np.int64]) -> Accuracy:
-    """Top-1 and top-5 of logits (n, K) against labels (n,); ties count against the model."""
+    """Top-1 and top-5 of logits (n, K) against labels (n,); ties and NaN count as wrong."""
     of_truth = logits[np.arange(len(labels)), labels][:, None]
-    rank = (logits >= of_truth).sum(axis=1)  # 1 = best
+    rank = (~(logits < of_truth)).sum(axis=1)  # 1 = best
     return Accuracy(
         images=len(labels), top1=float((rank <= 1).mean()), top5=float((rank <= 5).mean())
     )
@@ -227,7 +227,10 @@ sys.exit(code)
 
 
 def measure_cold_start(bundle: Bundle, *, engine: str, repeats: int = 5) -> ColdStart:
-    """Start `vlp classify` on one image in fresh processes, the first with an empty cache."""
+    """Start `vlp classify` on one image in fresh processes, the first with an empty cache.
+
+    Raises EngineError, with the process's last words, if one fails.
+    """
     with tempfile.TemporaryDirectory() as folder:
         image = Path(folder) / "image.png"
         Image.fromarray(bundle.golden().pixels[0].transpose(1, 2, 0)).save(image)
@@ -240,11 +243,17 @@ def measure_cold_start(bundle: Bundle, *, engine: str, repeats: int = 5) -> Cold
             done = subprocess.run(
                 [sys.executable, "-c", TELLING_PROGRAM, *verb],
                 env=environment,
-                check=True,
-                stdout=subprocess.PIPE,
+                check=False,
+                capture_output=True,
                 text=True,
             )
             seconds.append(time.perf_counter() - start)
+            if done.returncode:
+                said = done.stderr.strip().splitlines() or ["nothing was said"]
+                raise EngineError(
+                    f"`vlp classify` in a fresh process failed with exit code {done.returncode}: "
+                    f"{said[-1]}. Leave it out with --no-cold-start"
+                )
             peak_kib = max(peak_kib, int(done.stdout.split()[-1]))
     return ColdStart(
         first_s=seconds[0], later_s=tuple(seconds[1:]), peak_memory_mb=peak_kib * 1024 / 1e6

@@ -8,7 +8,7 @@ import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Self
+from typing import NamedTuple, Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,7 +19,7 @@ from vlp_deploy.class_cache import cached_embeddings
 from vlp_deploy.class_list import ClassNames, refuse_duplicates
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import Arrays, Engine, EngineOptions
-from vlp_deploy.errors import BundleError, ClassListError, ImageError
+from vlp_deploy.errors import BundleError, ClassListError, ImageError, IntegrityError
 from vlp_deploy.images import MAX_PIXELS, ImageSource
 from vlp_deploy.pipeline import batched, ordered_map
 from vlp_deploy.preprocess import preprocess
@@ -28,6 +28,7 @@ from vlp_deploy.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
+Result = TypeVar("Result")
 
 BUNDLE_VARIABLE = "VLP_BUNDLE"
 BATCH_SIZE = 32
@@ -88,11 +89,16 @@ class Classifier:
         """Load a bundle; without a path `$VLP_BUNDLE`, and without that the embedded one.
 
         `threads` bounds what the engine uses, None leaves it to the engine. The first load on a
-        machine proves the engine by the bundle's golden images. Raises BundleError, EngineError
-        or MissingExtraError.
+        machine proves the engine by the bundle's golden images. The embedded bundle's copy in the
+        cache is made anew if it is damaged. Raises BundleError, EngineError or MissingExtraError.
         """
-        bundle = Bundle(Path(path) if path is not None else _default_path())
-        towers = _Towers(bundle, engine, EngineOptions(threads=threads, device=device))
+        options = EngineOptions(threads=threads, device=device)
+        chosen = Path(path) if path is not None else _default_path()
+        return _restoring(chosen, lambda: cls._load(Bundle(chosen), engine, options))
+
+    @classmethod
+    def _load(cls, bundle: Bundle, engine: str, options: EngineOptions) -> Self:
+        towers = _Towers(bundle, engine, options)
         bank = bundle.class_bank()
         classifier = cls(towers, bundle.manifest.classes, bank)
         prove(
@@ -100,6 +106,7 @@ class Classifier:
             lambda pixels: towers.run_image(pixels, bank),
             engine=classifier.engine,
             version=towers.image.version,
+            device=options.device,
         )
         return classifier
 
@@ -131,9 +138,14 @@ class Classifier:
         kept in the cache; `progress(done, total)` is called while they are computed. Raises
         ClassListError, or BundleError if the bundle's method cannot serve new classes.
         """
+        for what, value in (("class_names", class_names), ("templates", templates)):
+            if isinstance(value, str):  # its characters would be taken one by one
+                raise ClassListError(f"{what} is the text {value!r}; expected a list: [{value!r}]")
         names = tuple((name,) if isinstance(name, str) else tuple(name) for name in class_names)
         refuse_duplicates(names, [f"position {index}" for index in range(len(names))])
-        embeddings = self._towers.embed_classes(names, templates, progress)
+        embeddings = _restoring(
+            self.bundle.path, lambda: self._towers.embed_classes(names, templates, progress)
+        )
         bank = ClassBank.from_embeddings(embeddings, logit_scale=self.bundle.manifest.logit_scale)
         return type(self)(self._towers, [synonyms[0] for synonyms in names], bank)
 
@@ -306,6 +318,18 @@ class _Towers:
                 self._text = load_engine(self._engine, graph, self._options)
         inputs: Arrays = {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
         return self._text.run(inputs)["embedding"]
+
+
+def _restoring(bundle: Path, use: Callable[[], Result]) -> Result:
+    """`use()`, a second time if it finds the embedded bundle's copy in the cache damaged."""
+    try:
+        return use()
+    except IntegrityError:
+        from vlp_deploy.embedded import restore  # as below
+
+        if not restore(bundle):
+            raise
+    return use()
 
 
 def _default_path() -> Path:

@@ -7,6 +7,7 @@ never imports training or export code.
 import os
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Any
@@ -20,17 +21,16 @@ USER_ERROR, USAGE_ERROR, INTERRUPTED = 1, 2, 130
 
 @dataclass(frozen=True)
 class Verb:
-    """Where a verb lives, what it does in one line, and the extra that installs what it needs."""
+    """Where a verb lives, and what it does in one line."""
 
     target: str
     summary: str
-    extra: str | None = None
 
 
 VERBS = {
     "demo": Verb("vlp_deploy.commands.demo:demo", "The whole road on embedded model and data"),
-    "train": Verb("vlp_train.command:train", "Tune a prompt on labelled images", "train"),
-    "export": Verb("vlp_export.command:export", "Turn a tuned prompt into a bundle", "export"),
+    "train": Verb("vlp_train.command:train", "Tune a prompt on labelled images"),
+    "export": Verb("vlp_export.command:export", "Turn a tuned prompt into a bundle"),
     "classify": Verb("vlp_deploy.commands.classify:classify", "Classify images, torch-free"),
     "bench": Verb("vlp_deploy.commands.bench:bench", "Measure latency and accuracy of a bundle"),
     "inspect": Verb("vlp_deploy.commands.inspect:inspect", "Show a bundle or a prompt checkpoint"),
@@ -46,6 +46,27 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one verb and return the exit code: 0 good, 1 user's error, 2 usage, 3 missing extra."""
+    try:
+        code = _dispatch(arguments)
+        sys.stdout.flush()  # a full disk is to be found here, not when Python exits
+        return code
+    except VlpError as error:
+        _complain(str(error))
+        return error.exit_code
+    except KeyboardInterrupt:
+        _complain("interrupted; files that were finished are whole, nothing else was written")
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our stdout, `head` say, has gone
+        _give_up_stdout()
+        return USER_ERROR
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename is not None else ""
+        _complain(f"{where}{error.strerror or error}")
+        _give_up_stdout()
+        return USER_ERROR
+
+
+def _dispatch(arguments: Sequence[str]) -> int:
     if not arguments or arguments[0] in ("--help", "-h"):
         print(usage())
         return 0
@@ -58,23 +79,13 @@ def run(arguments: Sequence[str]) -> int:
         hint = f"Did you mean {close[0]!r}? " if close else ""
         _complain(f"there is no verb {name!r}. {hint}Available: {', '.join(VERBS)}")
         return USAGE_ERROR
-    try:
-        return _call(load_verb(name), name, arguments[1:])
-    except VlpError as error:
-        _complain(str(error))
-        return error.exit_code
-    except KeyboardInterrupt:
-        _complain("interrupted; files that were finished are whole, nothing else was written")
-        return INTERRUPTED
-    except BrokenPipeError:  # the reader of our stdout, `head` say, has gone
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return USER_ERROR
+    return _call(load_verb(name), name, arguments[1:])
 
 
 def load_verb(name: str) -> Callable[..., Any]:
     """Import a verb's function. Raises MissingExtraError if its extra is not installed."""
     verb = VERBS[name]
-    return load_function(verb.target, extra=verb.extra, what=f"`vlp {name}`")
+    return load_function(verb.target, what=f"`vlp {name}`")
 
 
 def usage() -> str:
@@ -108,6 +119,15 @@ def _call(function: Callable[..., Any], name: str, arguments: Sequence[str]) -> 
     if result == INTERRUPTED:  # Typer's translation of Ctrl-C
         raise KeyboardInterrupt
     return int(result or 0)
+
+
+def _give_up_stdout() -> None:
+    """Write what stdout still holds, or drop it, so that Python does not try again at exit."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError):  # not a real file, in a test say
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _complain(message: str) -> None:

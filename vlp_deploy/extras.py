@@ -6,24 +6,26 @@ from typing import Any
 
 from vlp_deploy.errors import MissingExtraError
 
-# extra -> {module: package}. A missing module of its extra means that the extra is not installed;
-# any other missing module is our own bug.
+# module -> its package and the extra that installs it; any other missing module is our own bug
 EXTRA_MODULES = {
-    "train": {"torch": "torch", "open_clip": "open_clip_torch"},
-    "export": {"onnx": "onnx", "onnx_ir": "onnx-ir", "onnxruntime": "onnxruntime"},
+    "torch": ("torch", "train"),
+    "open_clip": ("open_clip_torch", "train"),
+    "onnx": ("onnx", "export"),
+    "onnx_ir": ("onnx-ir", "export"),
+    "onnxruntime": ("onnxruntime", "cpu"),
 }
 
 
-def load_function(target: str, *, extra: str | None, what: str) -> Callable[..., Any]:
+def load_function(target: str, *, what: str) -> Callable[..., Any]:
     """Import `target`, a "module:function"; `what` is what the user asked for.
 
-    Raises MissingExtraError if the extra is not installed.
+    Raises MissingExtraError if a package of an extra is not installed.
     """
     module, _, function = target.partition(":")
     try:
         return getattr(import_module(module), function)  # type: ignore[no-any-return]
     except ModuleNotFoundError as missing:
-        packages = EXTRA_MODULES.get(extra or "", {})
-        if missing.name not in packages or extra is None:
+        if missing.name not in EXTRA_MODULES:
             raise
-        raise MissingExtraError(what, needs=packages[missing.name], extra=extra) from None
+        package, extra = EXTRA_MODULES[missing.name]
+        raise MissingExtraError(what, needs=package, extra=extra) from None

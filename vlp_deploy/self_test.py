@@ -19,12 +19,11 @@ from vlp_deploy.cache import cache_folder
 from vlp_deploy.errors import EngineError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.processor import processor_name
+from vlp_deploy.tolerance import logit_tolerance
 
 Floats = NDArray[np.float32]
 RunImage = Callable[[NDArray[np.uint8]], tuple[Floats, Floats]]  # pixels -> embeddings, logits
 
-# largest difference of a logit, at a logit scale of 100, where the graph computes in float32
-LOGIT_TOLERANCE = 2e-3
 # smallest cosine between embeddings, where it computes in less
 COSINES = {"fp16": 0.999, "bf16": 0.999, "int8": 0.99, "fp8": 0.99}
 
@@ -35,16 +34,21 @@ class Verdict(Record, frozen=True, kw_only=True):
     bundle: str
     engine: str
     version: str
+    device: str
     processor: str
 
 
-def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str) -> None:
-    """Run the bundle's golden images unless this engine has passed here before.
+def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str, device: str) -> None:
+    """Run the bundle's golden images unless this engine has passed on this device before.
 
     Raises EngineError if an answer is beyond tolerance.
     """
     verdict = Verdict(
-        bundle=bundle.digest, engine=engine, version=version, processor=processor_name()
+        bundle=bundle.digest,
+        engine=engine,
+        version=version,
+        device=device,
+        processor=processor_name(),
     )
     content = msgspec.json.encode(verdict) + b"\n"
     stamp = cache_folder() / "self-tests" / f"{hashlib.sha256(content).hexdigest()}.json"
@@ -85,7 +89,7 @@ def _difference(
     manifest: Manifest, found: tuple[Floats, Floats], expected: tuple[Floats, Floats]
 ) -> str:
     if manifest.precision == "fp32":
-        tolerance = LOGIT_TOLERANCE * max(1.0, manifest.logit_scale / 100)
+        tolerance = logit_tolerance(manifest.logit_scale)
         largest = float(np.abs(found[1] - expected[1]).max())
         return (
             f"a logit differs by {largest:.2e}, allowed are {tolerance:.0e}"

@@ -14,27 +14,32 @@ from numpy.typing import NDArray
 
 from vlp_deploy.bundle import ParityRow, Precision
 from vlp_deploy.errors import ParityError
+from vlp_deploy.tolerance import logit_tolerance
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 RunImages = Callable[[Pixels], tuple[Floats, Floats]]  # (B, 3, S, S) → (B, D), (B, K)
 
 BATCHES = (1, 2, 5, 8)
-TOLERANCE_AT_100 = 2e-3  # of an fp32 logit, at a logit scale of 100
+LEAST_COSINE = 1 - 1e-5  # between an image's embeddings at different batch sizes, in float32
+LENGTH_TOLERANCE = 1e-5  # of an embedding of length 1, in float32
+REPORT_IT = "this is a bug of the exporter: please report it. Nothing was written"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """What has to come out."""
+    """What has to come out, and the head that makes logits of embeddings."""
 
     pixels: Pixels  # (n, 3, S, S)
     logits: Floats  # (n, K)
     logit_scale: float
+    class_matrix: Floats  # (D, K)
+    class_bias: Floats  # (K,)
 
     @property
     def tolerance(self) -> float:
         """How far a logit may be off."""
-        return TOLERANCE_AT_100 * self.logit_scale / 100
+        return logit_tolerance(self.logit_scale)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +62,9 @@ def check_parity(
     """Compare every reference image's answer at every batch size.
 
     A row's `min_cosine` compares embeddings with those of single images. Raises ParityError with
-    the table if a logit is off by more than the tolerance, or a top-1 class differs that the
-    reference prefers by more than twice the tolerance.
+    the table if a logit is off by more than the tolerance, a top-1 class differs that the
+    reference prefers by more than twice the tolerance, or an embedding depends on its batch; and
+    without it if embeddings are not of length 1, or the logits are not those of the embeddings.
     """
     answers = {batch: _answers(run, reference.pixels, batch=batch) for batch in {1, *batches}}
     embeddings, logits = answers[1]
@@ -81,15 +87,20 @@ def check_parity(
         raise ParityError(
             "the exported graph does not compute what its checkpoint computed:\n"
             f"{format_table(rows)}\n"
-            "Nothing was written. If --pretrained names the weights that the prompt was tuned on, "
-            "this is a bug of the exporter: please report it with this table"
+            f"If --pretrained names the weights that the prompt was tuned on, {REPORT_IT}"
         )
+    for batch in batches:
+        _check_embeddings(*answers[batch], reference, batch=batch)
     return ParityReport(rows=tuple(rows), embeddings=embeddings, logits=logits)
 
 
 def passes(row: ParityRow) -> bool:
     """Whether an fp32 engine is as good as the reference; NaN never is."""
-    return row.max_logit_difference <= row.tolerance and row.top1_agreement == 1.0
+    return (
+        row.max_logit_difference <= row.tolerance
+        and row.min_cosine >= LEAST_COSINE
+        and row.top1_agreement == 1.0
+    )
 
 
 def format_table(rows: Sequence[ParityRow]) -> str:
@@ -126,6 +137,29 @@ def _check_shape(found: Floats, expected: Floats) -> None:
         )
 
 
+def _check_embeddings(
+    embeddings: Floats, logits: Floats, reference: Reference, *, batch: int
+) -> None:
+    """A host may compute logits of its own classes from embeddings: they must be as good.
+
+    Comparisons are written so that NaN fails them.
+    """
+    wide = embeddings.astype(np.float64)
+    length_error = float(np.abs(np.linalg.norm(wide, axis=1) - 1).max())
+    if not length_error <= LENGTH_TOLERANCE:
+        raise ParityError(
+            f"the exported graph's embeddings are not of length 1: off by {length_error:.1e} at "
+            f"batch {batch}, allowed are {LENGTH_TOLERANCE:.0e}; {REPORT_IT}"
+        )
+    difference = float(np.abs(wide @ reference.class_matrix + reference.class_bias - logits).max())
+    if not difference <= reference.tolerance:
+        raise ParityError(
+            "the exported graph's logits are not embedding · class_matrix + class_bias: they "
+            f"differ by {difference:.1e} at batch {batch}, allowed are "
+            f"{reference.tolerance:.0e}; {REPORT_IT}"
+        )
+
+
 def _agreement(logits: Floats, reference: Reference) -> float:
     """Share of equal top-1 classes among the images whose reference margin is clear."""
     clear = _margins(reference.logits) > 2 * reference.tolerance
@@ -145,6 +179,8 @@ def _margins(logits: Floats) -> Floats:
 
 
 def _cosines(first: Floats, second: Floats) -> Floats:
+    first, second = first.astype(np.float64), second.astype(np.float64)
     lengths = np.linalg.norm(first, axis=1) * np.linalg.norm(second, axis=1)
-    cosines: Floats = (first * second).sum(axis=1) / lengths
+    with np.errstate(invalid="ignore"):  # an embedding of zeros gives NaN, which fails
+        cosines: Floats = (first * second).sum(axis=1) / lengths
     return cosines

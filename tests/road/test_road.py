@@ -14,7 +14,7 @@ from vlp_deploy.bench import BenchReport
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.data import load_dataset
-from vlp_deploy.self_test import LOGIT_TOLERANCE
+from vlp_deploy.tolerance import TOLERANCE_AT_100 as LOGIT_TOLERANCE
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")

@@ -1,6 +1,12 @@
 """Exit codes and messages of the `vlp` command."""
 
+import errno
+import os
+import re
+import subprocess
 import sys
+import tomllib
+from pathlib import Path
 from types import ModuleType
 from typing import Annotated
 
@@ -22,7 +28,7 @@ def verb(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
 
     module.attempt = attempt  # type: ignore[attr-defined]
     monkeypatch.setitem(sys.modules, "tried_verb", module)
-    monkeypatch.setitem(cli.VERBS, "try", cli.Verb("tried_verb:attempt", "Try", "train"))
+    monkeypatch.setitem(cli.VERBS, "try", cli.Verb("tried_verb:attempt", "Try"))
     return module
 
 
@@ -33,8 +39,8 @@ def fail(error: BaseException) -> object:
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == 0
 
-    assert all(f"vlp {name} " in capsys.readouterr().out for name in ["train"])
-    assert all(name in cli.usage() for name in cli.VERBS)
+    shown = capsys.readouterr().out
+    assert [name for name in cli.VERBS if f"\n  vlp {name} " not in shown] == []
 
 
 def test_version_is_the_packages(capsys: pytest.CaptureFixture[str]) -> None:
@@ -68,14 +74,55 @@ def test_a_bad_option_is_usage(verb: ModuleType, capsys: pytest.CaptureFixture[s
     assert "no-such-option" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("module", "extra"),
+    [("torch", "train"), ("open_clip", "train"), ("onnx_ir", "export"), ("onnxruntime", "cpu")],
+)
 def test_a_missing_extra_says_how_to_install_it(
-    verb: ModuleType, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+    verb: ModuleType,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    module: str,
+    extra: str,
 ) -> None:
-    missing = ModuleNotFoundError("No module named 'torch'", name="torch")
+    missing = ModuleNotFoundError(f"No module named {module!r}", name=module)
     monkeypatch.setattr(extras, "import_module", lambda name: fail(missing))
 
     assert cli.run(["try", "1"]) == 3
-    assert "pip install 'vlp-deploy[train]'" in capsys.readouterr().err
+    assert f"pip install 'vlp-deploy[{extra}]'" in capsys.readouterr().err
+
+
+def test_every_extra_module_is_installed_by_its_extra() -> None:
+    root = Path(__file__).parents[2]
+    project = tomllib.loads((root / "pyproject.toml").read_text())["project"]
+
+    for package, extra in extras.EXTRA_MODULES.values():
+        listed = project["optional-dependencies"][extra]
+        assert any(re.match(rf"{package}\b(?!-)", line) for line in listed), package
+
+
+def test_an_error_of_the_system_is_one_line(
+    verb: ModuleType, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verb.action = lambda number: fail(PermissionError(errno.EACCES, "Permission denied", "a/b"))
+    assert cli.run(["try", "1"]) == 1
+    assert capsys.readouterr().err == "vlp: a/b: Permission denied\n"
+
+    verb.action = lambda number: fail(OSError("no number"))
+    assert cli.run(["try", "1"]) == 1
+    assert capsys.readouterr().err == "vlp: no number\n"
+
+
+@pytest.mark.parametrize("arguments", [["--version"], ["methods"]])
+def test_a_full_disk_behind_stdout_is_one_line(arguments: list[str]) -> None:
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    command = [sys.executable, "-m", "vlp_deploy", *arguments]
+
+    with open("/dev/full", "wb") as full:
+        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, env=environment)
+
+    assert done.returncode == 1
+    assert done.stderr == b"vlp: No space left on device\n"
 
 
 def test_an_unrelated_missing_module_is_not_swallowed(

@@ -1,6 +1,7 @@
 """`vlp bench`: what a bundle costs and how often it is right, in a table and as JSON."""
 
 import os
+import tempfile
 from pathlib import Path
 from typing import Annotated
 
@@ -17,7 +18,7 @@ from vlp_deploy.bundle import Bundle
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.data import load_dataset
 from vlp_deploy.embedded import default_bundle
-from vlp_deploy.errors import EngineError
+from vlp_deploy.errors import DataError, EngineError
 from vlp_deploy.extras import load_function
 from vlp_deploy.files import write_atomic
 from vlp_deploy.measure import PERCENTILES, describe_machine
@@ -32,7 +33,17 @@ def bench(
         Path | None, typer.Argument(help="Folder made by `vlp export`. Default: the embedded one.")
     ] = None,
     data: Annotated[
-        Path | None, typer.Option(help="Labelled images: accuracy on their test split.")
+        Path | None,
+        typer.Option(
+            help="Labelled images: accuracy on their test split, with JPEG decoded in full, as "
+            "`vlp classify` does with --exact-decode only."
+        ),
+    ] = None,
+    image_root: Annotated[
+        Path | None, typer.Option(help="What the paths in a list --data are relative to.")
+    ] = None,
+    classnames: Annotated[
+        Path | None, typer.Option(help="File of 'folder name' lines that names --data's classes.")
     ] = None,
     data_classes: Annotated[
         bool, typer.Option(help="Classify into the class names of --data, not the bundle's.")
@@ -57,10 +68,12 @@ def bench(
     With --against, the same tuned classifier runs in PyTorch in the same run, by turns with the
     bundle, and a ratio is printed with its 95 % interval. Close other programs first.
     """
+    if output:
+        _require_writable(output)
+    dataset = load_dataset(data, image_root=image_root, classnames=classnames) if data else None
     opened = Bundle(bundle or default_bundle())
     threads = threads or len(os.sched_getaffinity(0))
     classifier = Classifier.load(opened.path, engine=engine, threads=threads)
-    dataset = load_dataset(data) if data else None
     if dataset and data_classes:
         classifier = classifier.with_classes(list(dataset.class_names))
     samples = measuring.labels_in_bundle(dataset, classifier.classes) if dataset else []
@@ -96,10 +109,24 @@ def bench(
         cold_start=start,
         contenders=results,
     )
+    print_report(report)
     if output:
         content = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
         write_atomic(output / REPORT_FILE, content)
-    print_report(report)
+
+
+def _require_writable(folder: Path) -> None:
+    """Raise DataError if REPORT_FILE could not be written; to be told before the measuring."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise DataError(
+            f"--output {folder} cannot be written: {error.strerror}. Choose another folder"
+        ) from error
+    if (folder / REPORT_FILE).is_dir():
+        raise DataError(f"--output: {folder / REPORT_FILE} is a folder. Choose another --output")
 
 
 def _rival(
@@ -107,15 +134,14 @@ def _rival(
 ) -> Contender:
     if name not in AGAINST:
         raise EngineError(f"--against {name}: unknown. Available: {', '.join(AGAINST)}")
-    target, extra = AGAINST[name]
-    load = load_function(target, extra=extra, what=f"`vlp bench --against {name}`")
+    load = load_function(AGAINST[name], what=f"`vlp bench --against {name}`")
     contender: Contender = load(bundle, classes=classes, pretrained=pretrained, threads=threads)
     return contender
 
 
 def print_report(report: BenchReport) -> None:
     """The report as a table on stdout."""
-    machine, console = report.machine, Console(highlight=False)
+    machine, console = report.machine, Console(highlight=False, markup=False, emoji=False)
     loaded = machine.load_average > machine.cores
     console.print(
         f"{report.method}, {report.classes} classes, {report.engine} {report.precision}, "
@@ -140,9 +166,9 @@ def print_report(report: BenchReport) -> None:
         if contender.accuracy and contender.agreement:
             console.print(
                 f"{contender.name}: top-1 {contender.accuracy.top1:.2%}, top-5 "
-                f"{contender.accuracy.top5:.2%} of {contender.accuracy.images} images; same "
-                f"first class as {OURS} for {contender.agreement.same_top1}, largest difference "
-                f"of a logit {contender.agreement.max_logit_difference:.1e}"
+                f"{contender.accuracy.top5:.2%} of {contender.accuracy.images} images, decoded in "
+                f"full; same first class as {OURS} for {contender.agreement.same_top1}, largest "
+                f"difference of a logit {contender.agreement.max_logit_difference:.1e}"
             )
     if report.cold_start:
         later = np.median(report.cold_start.later_s)

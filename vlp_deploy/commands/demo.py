@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from vlp_deploy.bench import BenchReport
+from vlp_deploy.bundle import Bundle
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.classifier import Classifier, Prediction
 from vlp_deploy.commands.bench import REPORT_FILE
@@ -20,7 +21,7 @@ from vlp_deploy.embedded import emoji_path
 from vlp_deploy.errors import MissingExtraError, VlpError
 from vlp_deploy.extras import EXTRA_MODULES
 from vlp_deploy.files import write_atomic
-from vlp_deploy.self_test import LOGIT_TOLERANCE
+from vlp_deploy.tolerance import logit_tolerance
 
 TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.")
 SHOWN = 6  # images of new classes in the last table
@@ -57,7 +58,8 @@ def demo(
     _headline(4, "Measure: the bundle beside the same classifier in PyTorch")
     report = output / "report"
     _vlp("bench", bundle, "--data", base, "--against", "torch", "--output", report)
-    _check_agreement(report / REPORT_FILE, tests)
+    scale = Bundle(bundle).manifest.logit_scale
+    _check_agreement(report / REPORT_FILE, tests, tolerance=logit_tolerance(scale))
     _new_classes(bundle, unknown, output / "new.txt")
     print(
         f"\nDone in {time.monotonic() - start:.0f} s. Runs, bundle and report are in {output}/.\n"
@@ -109,10 +111,9 @@ def _new_classes(bundle: Path, dataset: Dataset, names: Path) -> None:
 
 
 def _require_extras() -> None:
-    for extra, modules in EXTRA_MODULES.items():
-        for module, package in modules.items():
-            if find_spec(module) is None:
-                raise MissingExtraError(f"`vlp demo` ({extra})", needs=package, extra="demo")
+    for module, (package, extra) in EXTRA_MODULES.items():
+        if find_spec(module) is None:
+            raise MissingExtraError(f"`vlp demo` ({extra})", needs=package, extra="demo")
 
 
 def _headline(number: int, text: str) -> None:
@@ -136,18 +137,18 @@ def _train(data: Path, run: Path, *options: str) -> dict[str, Any]:
     return metrics
 
 
-def _check_agreement(report: Path, images: int) -> None:
+def _check_agreement(report: Path, images: int, *, tolerance: float) -> None:
     """Say whether every test image got the logits that PyTorch gives it."""
     contenders = msgspec.json.decode(report.read_bytes(), type=BenchReport).contenders
     compared = next(c.agreement for c in contenders if c.name == "torch")
     if compared is None or compared.images != images:
         raise VlpError(f"{report} does not compare all {images} test images with PyTorch")
-    if compared.max_logit_difference > LOGIT_TOLERANCE:
+    if not compared.max_logit_difference <= tolerance:  # NaN is no agreement
         raise VlpError(
             f"the bundle differs from PyTorch by {compared.max_logit_difference:.1e} in a logit, "
-            f"more than {LOGIT_TOLERANCE:.0e}: please report this"
+            f"more than {tolerance:.0e}: please report this"
         )
     print(
         f"  The bundle agrees with PyTorch on all {images} test images: largest difference of a "
-        f"logit {compared.max_logit_difference:.1e}, tolerance {LOGIT_TOLERANCE:.0e}."
+        f"logit {compared.max_logit_difference:.1e}, tolerance {tolerance:.0e}."
     )

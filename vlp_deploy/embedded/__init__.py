@@ -11,6 +11,7 @@ import msgspec
 from safetensors.numpy import load_file
 
 from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.bundle import MANIFEST
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.errors import BundleError, IntegrityError
 from vlp_deploy.files import sha256_of, staged_folder
@@ -50,21 +51,54 @@ def stripped_bundle_path() -> Path:
 
 def default_bundle() -> Path:
     """The default bundle, ready to load. The first call completes it in the cache folder."""
-    stripped = stripped_bundle_path()
-    target = cache_folder() / f"vlp-tiny-{sha256_of(stripped / CHECKSUMS)[:16]}"
+    target = _unpacked_path()
     if not target.is_dir():
-        try:
-            with staged_folder(target) as staging:
-                complete_bundle(stripped, staging)
-                _check(staging)
-        except FileExistsError:
-            pass  # another process was faster, with the same content
-        except OSError as error:
-            raise BundleError(
-                f"the default bundle cannot be unpacked to {target} ({error.strerror}). "
-                "Set VLP_CACHE to a folder that can be written to, or pass --bundle"
-            ) from error
+        _unpack(target, replace=False)
+    elif not _opens(target):
+        _unpack(target, replace=True)
     return target
+
+
+def restore(bundle: Path) -> bool:
+    """Unpack the default bundle again if `bundle` is where it is unpacked; False if it is not."""
+    if bundle != _unpacked_path():
+        return False
+    _unpack(bundle, replace=True)
+    return True
+
+
+def _unpacked_path() -> Path:
+    stripped = stripped_bundle_path()
+    for path in (stripped / CHECKSUMS, stripped / GRAFTS, weights_path()):
+        if not path.is_file():
+            raise BundleError(
+                f"this installation has no default bundle: {path} is missing. Install vlp-deploy "
+                "again, or pass --bundle"
+            )
+    return cache_folder() / f"vlp-tiny-{sha256_of(stripped / CHECKSUMS)[:16]}"
+
+
+def _opens(bundle: Path) -> bool:
+    """Whether the list of files and the manifest are whole; the rest is hashed when it is read."""
+    try:
+        SealedFolder(bundle).read(MANIFEST)
+    except BundleError:
+        return False
+    return True
+
+
+def _unpack(target: Path, *, replace: bool) -> None:
+    try:
+        with staged_folder(target, replace=replace) as staging:
+            complete_bundle(stripped_bundle_path(), staging)
+            _check(staging)
+    except FileExistsError:
+        pass  # another process was faster, with the same content
+    except OSError as error:
+        raise BundleError(
+            f"the default bundle cannot be unpacked to {target} ({error.strerror}). "
+            "Set VLP_CACHE to a folder that can be written to, or pass --bundle"
+        ) from error
 
 
 def _check(completed: Path) -> None:
