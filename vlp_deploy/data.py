@@ -23,14 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image
-
-from vlp_deploy.errors import DataError
+from vlp_deploy.errors import DataError, ImageError
+from vlp_deploy.images import IMAGE_SUFFIXES, check_header
 from vlp_deploy.list_files import Row, read_classnames, read_list
 
-IMAGE_SUFFIXES = frozenset(
-    {".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp"}
-)
 SPLIT_NAMES = {
     "train": "train",
     "val": "val",
@@ -143,10 +139,9 @@ def check_readable(samples: Collection[Sample]) -> None:
     unreadable = []
     for sample in samples:
         try:
-            with Image.open(sample.path):
-                pass
-        except (OSError, ValueError, Image.DecompressionBombError) as error:
-            unreadable.append(f"{sample.path}: {_reason(error)}")
+            check_header(sample.path)
+        except ImageError as error:
+            unreadable.append(f"{sample.path}: {error}")
     if unreadable:
         raise DataError(
             f"{len(unreadable)} of {len(samples)} images cannot be read."
@@ -230,7 +225,7 @@ def _visible(folder: Path) -> Iterator[os.DirEntry[str]]:
         with os.scandir(folder) as entries:
             yield from (entry for entry in entries if not entry.name.startswith("."))
     except OSError as error:
-        raise DataError(f"{folder} cannot be listed: {_reason(error)}.") from error
+        raise DataError(f"{folder} cannot be listed: {error.strerror}.") from error
 
 
 def _list_file(file: Path, root: Path) -> tuple[list[str], _Splits]:
@@ -349,10 +344,3 @@ def _enumerate(items: Iterable[str], *, separator: str = ", ") -> str:
     text = separator.join(items[:NAMED_IN_ERRORS])
     more = len(items) - NAMED_IN_ERRORS
     return f"{text}{separator}and {more} more" if more > 0 else text
-
-
-def _reason(error: Exception) -> str:
-    """An error in words, without the path that its message may repeat."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return "not an image" if "cannot identify" in str(error) else str(error)

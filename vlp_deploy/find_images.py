@@ -12,37 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from vlp_deploy.classifier import Failure
-from vlp_deploy.images import has_image_signature
+from vlp_deploy.images import IMAGE_SUFFIXES, has_image_signature
 
-IMAGE_SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".gif",
-        ".bmp",
-        ".dib",
-        ".webp",
-        ".tif",
-        ".tiff",
-        ".avif",
-        ".avifs",
-        ".heic",
-        ".heif",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".ico",
-        ".qoi",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-    ]
-)
 SIGNATURE_BYTES = 16
 
 

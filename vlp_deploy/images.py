@@ -13,6 +13,7 @@ import re
 import stat
 import threading
 import warnings
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -25,19 +26,43 @@ from vlp_deploy.errors import ImageError
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
-MAX_PIXELS = 178_956_970  # 0.7 GB decoded; also where Pillow itself refuses
+# Decoding peaks at 8 bytes a pixel for RGB, 12 for 16-bit grey, 16 with transparency and 25 for
+# floating-point and 32-bit values: growth of the process's VmHWM, 6000 x 6000 pixels, Pillow 12.
+# That makes 1.4 to 4.5 GB at the limit, which is where Pillow itself refuses, so large images wait
+# for each other; those of common cameras need not.
+MAX_PIXELS = 178_956_970
+LARGE_PIXELS = 25_000_000
+_ONE_LARGE_IMAGE = threading.Lock()
 WHITE = (255, 255, 255)
 
 # Formats that carry a signature and need no program beside Pillow (EPS would start Ghostscript).
-# The first group is what Pillow imports anyway.
+# The first group is what Pillow imports anyway; DIB is BMP without its file header.
 USUAL_FORMATS = ("JPEG", "PNG", "GIF", "BMP", "PPM")
-OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "HEIF", "JPEG2000", "ICO", "QOI")
+OTHER_FORMATS = ("WEBP", "TIFF", "AVIF", "HEIF", "JPEG2000", "ICO", "QOI", "DIB")
+IMAGE_SUFFIXES = frozenset(
+    {
+        *(".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".apng", ".gif", ".bmp", ".dib"),
+        *(".ppm", ".pgm", ".pbm", ".pnm", ".webp", ".tif", ".tiff", ".avif", ".avifs"),
+        *(".heic", ".heif", ".jp2", ".j2k", ".jpx", ".ico", ".qoi"),
+    }
+)
 
 SIGNATURE = re.compile(
     rb"\xff\xd8\xff|\x89PNG\r\n|GIF8|BM.{4}\x00\x00\x00\x00|RIFF.{4}WEBP|II[*+]\x00|MM\x00[*+]"
-    rb"|.{4}ftyp(avif|avis|heic|heix|mif1)|\x00\x00\x00\x0cjP|\x00\x00\x01\x00|qoif|P[1-6]\s\d",
+    rb"|.{4}ftyp(avi[fs]|hei[cxms]|hevc|m[is]f1)|\x00\x00\x00\x0cjP|\x00\x00\x01\x00|qoif"
+    rb"|P[1-6]\s\d",
     re.DOTALL,
 )
+
+# brand of an ISO media file -> Pillow's name of its format; what reads it where Pillow does not
+ISO_BRANDS = {
+    **dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"mif1", b"msf1"), "HEIF"),
+    **dict.fromkeys((b"avif", b"avis"), "AVIF"),
+}
+ISO_NEEDS = {
+    "HEIF": "HEIC, which needs pillow-heif, registered in Python",
+    "AVIF": "AVIF, which needs Pillow 11.3 or later",
+}
 
 UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -62,16 +87,25 @@ def load_image(
 
     Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). `max_pixels` is checked before anything is
     decoded. `draft_size` lets JPEG decode at a fraction of its size, both sides at least
-    `draft_size` (faster, not pixel-exact). Raises ImageError, whose message does not name the path.
-    May be called from many threads.
+    `draft_size` (faster, not pixel-exact), but never a Pillow image, which stays the caller's.
+    Raises ImageError, whose message does not name the path. May be called from many threads; images
+    above LARGE_PIXELS are decoded one at a time.
     """
     if isinstance(source, np.ndarray):
         source = _from_array(source)
     if isinstance(source, Image.Image):
         with _QUIET_PILLOW:
-            return _decode(source, max_pixels, background, exif_transpose, draft_size)
+            _check_size(source, max_pixels)
+            return _decode(source, background, exif_transpose, None)
     with _open(source) as file, _QUIET_PILLOW, _identify(file) as image:
-        return _decode(image, max_pixels, background, exif_transpose, draft_size)
+        _check_size(image, max_pixels)
+        return _decode(image, background, exif_transpose, draft_size)
+
+
+def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
+    """Raise the ImageError that `load_image` would, as far as the header tells."""
+    with _open(path) as file, _QUIET_PILLOW, _identify(file) as image:
+        _check_size(image, max_pixels)
 
 
 class _QuietPillow:
@@ -150,24 +184,28 @@ def _identify(file: BinaryIO) -> Image.Image:
         raise ImageError(f"the image's header is damaged ({_plain(error)})") from error
 
 
-def _decode(
-    image: Image.Image,
-    max_pixels: int,
-    background: tuple[int, int, int],
-    exif_transpose: bool,
-    draft_size: int | None,
-) -> Image.Image:
+def _check_size(image: Image.Image, max_pixels: int) -> None:
     width, height = image.size
     if width * height > max_pixels:
         raise ImageError(_too_large(f"{width} × {height} pixels; the limit is {max_pixels:,}"))
     if width == 0 or height == 0:
         raise ImageError(f"the image has no pixels ({width} × {height})")
+
+
+def _decode(
+    image: Image.Image,
+    background: tuple[int, int, int],
+    exif_transpose: bool,
+    draft_size: int | None,
+) -> Image.Image:
     try:
         if draft_size is not None:
             image.draft(None, (draft_size, draft_size))
-        image.load()
-        rgb = _to_rgb(image, background)
-        return _upright(rgb, _orientation(image) if exif_transpose else 1)
+        large = image.width * image.height > LARGE_PIXELS
+        with _ONE_LARGE_IMAGE if large else nullcontext():
+            image.load()
+            rgb = _to_rgb(image, background)
+            return _upright(rgb, _orientation(image) if exif_transpose else 1)
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(_pixels_found(error))) from error
     except Exception as error:  # Pillow's decoders raise whatever the damaged bytes led them to
@@ -255,6 +293,9 @@ def has_image_signature(start: bytes) -> bool:
 
 
 def _why_unknown(start: bytes) -> str:
+    kind = ISO_BRANDS.get(start[8:12]) if start[4:8] == b"ftyp" else None
+    if kind and kind not in Image.OPEN:
+        return f"this is {ISO_NEEDS[kind]}; convert it to JPEG"
     if has_image_signature(start):
         return "the file begins like an image, but its header is damaged or cut off"
     if _looks_like_text(start):

@@ -16,6 +16,8 @@ from PIL import Image
 
 from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset
 from vlp_deploy.errors import DataError, MissingExtraError
+from vlp_deploy.find_images import ImageFinder
+from vlp_deploy.images import IMAGE_SUFFIXES
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -474,9 +476,28 @@ def test_unreadable_images_are_all_counted_and_named_with_the_reason(tmp_path: P
         check_readable([Sample(tmp_path / name, 0) for name in names])
     message = str(caught.value)
     assert "good.png" not in message
-    assert "text.png: not an image" in message
-    assert "empty.jpg: not an image" in message
-    assert "dangling.png: No such file or directory" in message
+    assert "text.png: this is not an image: the file holds text" in message
+    assert "empty.jpg: the file is empty" in message
+    assert "dangling.png: this is a link to a file that does not exist" in message
+
+
+def test_pipes_and_formats_that_classify_refuses_are_unreadable(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.png")  # opening it would wait for ever
+    Image.new("L", (4, 4)).save(tmp_path / "drawing.png", "PCX")
+    with pytest.raises(DataError, match="2 of 2 images cannot be read") as caught:
+        check_readable([Sample(tmp_path / name, 0) for name in ("pipe.png", "drawing.png")])
+    assert "a pipe, a socket or a device" in str(caught.value)
+    assert "drawing.png: this is not an image in a known format" in str(caught.value)
+
+
+def test_folders_take_what_classify_takes(tmp_path: Path) -> None:
+    names = [f"1{suffix}" for suffix in IMAGE_SUFFIXES]
+    touch(tmp_path, "b/1.png", *(f"a/{name}" for name in names))
+    found = list(ImageFinder([tmp_path / "a"]))
+    assert [sample.path.name for sample in load_dataset(tmp_path).splits["all"][:-1]] == [
+        os.path.basename(str(path)) for path in found
+    ]
+    assert len(found) == len(IMAGE_SUFFIXES) >= 25
 
 
 def test_only_ten_unreadable_images_are_named(tmp_path: Path) -> None:
