@@ -8,6 +8,7 @@ import base64
 import csv
 import io
 import os
+import re
 from abc import ABC, abstractmethod
 from typing import Any, BinaryIO
 
@@ -61,7 +62,11 @@ class JsonLinesWriter(ResultWriter):
 
 
 class CsvWriter(ResultWriter):
-    """One row an input; `top` holds `label probability` pairs, separated by `|`."""
+    """One line an input; `top` holds `label probability` pairs, separated by `|`.
+
+    All fields are quoted. Control characters are written as in Python, a line break as `\\n`; a
+    path that holds some is also given exactly, as `path_b64`.
+    """
 
     def __init__(self, file: BinaryIO) -> None:
         super().__init__(file)
@@ -70,12 +75,15 @@ class CsvWriter(ResultWriter):
     def write(self, answer: Answer) -> None:
         record = _record(answer)
         top = "|".join(f"{c['label']} {c['probability']}" for c in record.get("top", ()))
-        fields = (record.get(name, "") for name in ("path", "label", "probability", "error"))
-        self._row([*fields, top, record.get("path_b64", "")])
+        names = ("path", "label", "probability", "error")
+        fields = ["" if record.get(name) is None else str(record[name]) for name in names]
+        altered = answer.path is not None and _without_controls(fields[0]) != answer.path
+        self._row([*fields, top, _base64(answer.path or "") if altered else ""])
 
-    def _row(self, fields: list[Any]) -> None:
+    def _row(self, fields: list[str]) -> None:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerow(fields)
+        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+        writer.writerow(map(_without_controls, fields))
         self._file.write(text.getvalue().encode())
         self._file.flush()
 
@@ -141,13 +149,22 @@ def _record(answer: Answer) -> dict[str, Any]:
             {"label": c.label, "probability": round(c.probability, DIGITS)} for c in answer.top
         ]
     if answer.path is not None and record["path"] != answer.path:
-        record["path_b64"] = base64.b64encode(os.fsencode(answer.path)).decode()
+        record["path_b64"] = _base64(answer.path)
     return record
+
+
+def _base64(path: str) -> str:
+    return base64.b64encode(os.fsencode(path)).decode()
 
 
 def _utf8(text: str) -> str:
     """`text` without the lone surrogates that stand for bytes of a name that is not UTF-8."""
     return os.fsencode(text).decode("utf-8", "replace")
+
+
+def _without_controls(text: str) -> str:
+    """`text` on one line, whatever reads it; letters of all scripts stay."""
+    return re.sub(r"[\x00-\x1f\x7f-\x9f\u2028\u2029]", lambda c: ascii(c[0])[1:-1], text)
 
 
 def _printable(text: str) -> str:

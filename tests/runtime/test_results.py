@@ -69,6 +69,22 @@ def test_csv_has_the_same_columns_for_all() -> None:
     assert base64.b64decode(rows[2]["path_b64"]) == b"\xff\xe9.jpg"
 
 
+def test_csv_escapes_line_breaks_and_keeps_the_exact_path() -> None:
+    path = 'two\nlines "and" \r, comma.jpg'
+
+    (row,) = csv.DictReader(io.StringIO(written("csv", Failure(path=path, error="x")).decode()))
+
+    assert row["path"] == r'two\nlines "and" \r, comma.jpg'
+    assert base64.b64decode(row["path_b64"]).decode() == path
+
+
+def test_csv_quotes_every_field() -> None:
+    assert written("csv", BAD).decode().splitlines() == [
+        '"path","label","probability","error","top","path_b64"',
+        '"b.jpg","","","the file is empty","",""',
+    ]
+
+
 def test_parquet_holds_the_records() -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
 
@@ -97,11 +113,11 @@ def test_table_has_one_line_an_input() -> None:
     ]
 
 
-@pytest.mark.parametrize("format", ["table", "jsonl"])
+@pytest.mark.parametrize("format", ["table", "jsonl", "csv"])
 def test_names_cannot_break_lines_or_drive_the_terminal(format: str) -> None:
     nasty = Failure(path="a\nb\x1b[2J\r\u202e.jpg", error="bad\n\x1b[31m")
 
-    output = written(format, nasty)
+    output = written(format, nasty).removeprefix(written(format))  # without CSV's header
 
     assert output.count(b"\n") == 1
     assert b"\x1b" not in output
