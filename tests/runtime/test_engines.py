@@ -206,11 +206,15 @@ def _without(name: str) -> Callable[..., Any]:
     return pretend
 
 
-def test_onnx_engine_refuses_rubbish_and_external_data(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "entry",
+    [b"\x0a\x08location\x12\x04evil", b"\x12\x04evil\x0a\x08location"],  # fields in any order
+)
+def test_onnx_engine_refuses_rubbish_and_external_data(tmp_path: Path, entry: bytes) -> None:
     pytest.importorskip("onnxruntime", reason="its loader is tested")
     rubbish, external = tmp_path / "rubbish.onnx", tmp_path / "external.onnx"
     rubbish.write_bytes(b"no graph")
-    external.write_bytes(b"\x08\x09\x0a\x08location\x12\x04evil")
+    external.write_bytes(b"\x08\x09" + entry)
 
     with pytest.raises(EngineError, match=r"cannot load .*rubbish\.onnx"):
         OnnxEngine(rubbish, EngineOptions())
@@ -240,7 +244,7 @@ def test_cuda_without_a_gpu_build_says_what_to_install(onnx_graph: Path) -> None
     if "CUDAExecutionProvider" in onnxruntime.get_available_providers():
         OnnxEngine(onnx_graph, EngineOptions(device="cuda"))
         return
-    with pytest.raises(EngineError, match=r"vlp-deploy\[gpu\]"):
+    with pytest.raises(MissingExtraError, match=r"uninstall onnxruntime.*vlp-deploy\[gpu\]"):
         OnnxEngine(onnx_graph, EngineOptions(device="cuda"))
 
 

@@ -12,7 +12,7 @@ from vlp_deploy.errors import EngineError, MissingExtraError
 
 # The key under which ONNX names a file outside the model, as protobuf writes it. Such a file would
 # not be covered by the bundle's checksums.
-EXTERNAL_DATA = b"\x0a\x08location\x12"
+EXTERNAL_DATA = b"\x0a\x08location"
 ERRORS_ONLY = 3
 
 
@@ -86,8 +86,9 @@ def _providers(runtime: ModuleType, device: str) -> list[str]:
         return ["CPUExecutionProvider"]
     available = runtime.get_available_providers()
     if "CUDAExecutionProvider" not in available:
-        raise EngineError(
-            f"this onnxruntime cannot use an NVIDIA GPU (it offers {', '.join(available)}). "
-            "Replace it: pip uninstall onnxruntime, then pip install 'vlp-deploy[gpu]'"
+        raise MissingExtraError(
+            f"--device cuda (this onnxruntime offers {', '.join(available)} only)",
+            needs="onnxruntime-gpu in place of onnxruntime, so first: pip uninstall onnxruntime",
+            extra="gpu",
         )
     return ["CUDAExecutionProvider", "CPUExecutionProvider"]
