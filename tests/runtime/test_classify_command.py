@@ -133,7 +133,7 @@ def test_output_file_is_written_in_the_format_of_its_name(
     done = classify(images, "--bundle", fake_bundle, "--output", output)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    start = {"out.jsonl": b'{"path"', "out.csv": b"path,label", "out.parquet": b"PAR1"}[name]
+    start = {"out.jsonl": b'{"path"', "out.csv": b'"path","label"', "out.parquet": b"PAR1"}[name]
     assert output.read_bytes().startswith(start)
     assert os.listdir(output.parent) == [name]
 

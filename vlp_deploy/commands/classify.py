@@ -1,5 +1,6 @@
 """`vlp classify`: images and folders to a line of answer each, without PyTorch."""
 
+import os
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -41,7 +42,11 @@ def classify(
         Format | None, typer.Option(help="Default: by the name of --output, else table.")
     ] = None,
     output: Annotated[
-        Path | None, typer.Option(help="File to write instead of stdout; appears when complete.")
+        Path | None,
+        typer.Option(
+            help="File to write instead of stdout; appears when complete. A pipe or a device is "
+            "written as answers come."
+        ),
     ] = None,
     exact_decode: Annotated[
         bool, typer.Option("--exact-decode", help="Decode JPEG in full; slower on photos.")
@@ -54,7 +59,9 @@ def classify(
     ),
     template: Annotated[
         list[str] | None,
-        typer.Option(help="Prompt with {} for the class name; repeat it to average several."),
+        typer.Option(
+            help="Prompt with {} for the names in --classes; repeat it to average several."
+        ),
     ] = None,
 ) -> int:
     """Classify images and print one line for each, in the order they were given.
@@ -65,12 +72,14 @@ def classify(
     chosen = _format(format, output)
     if chosen == Format.PARQUET and output is None:
         raise typer.BadParameter("parquet is binary: name a file with --output")
+    if template and classes is None:  # the bundle does not keep its classes' synonyms
+        raise typer.BadParameter("--template is for new classes: name them with --classes")
     names = read_class_list(classes) if classes else None
     classifier = Classifier.load(bundle, engine, threads or None, device=device)
-    if names is not None or template:
+    if names is not None:
         with _status() as say:
             classifier = classifier.with_classes(
-                names or classifier.classes,
+                names,
                 template,
                 progress=lambda done, total: say(f"{done:,} of {total:,} class texts"),
             )
@@ -93,15 +102,27 @@ def _format(format: Format | None, output: Path | None) -> Format:
 
 @contextmanager
 def _opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Where answers go: stdout, or a file that appears when the block ends well."""
-    if output is None:
+    """Where answers go: stdout, a pipe or device, or a file that appears when all went well."""
+    if output is None or _is_stdout(output):
         yield sys.stdout.buffer
         return
     try:
-        with atomic_file(output) as file:
+        with (
+            open(output, "wb")
+            if output.exists() and not output.is_file()
+            else atomic_file(Path(os.path.realpath(output)))
+        ) as file:
             yield file
     except OSError as error:
         raise DataError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def _is_stdout(output: Path) -> bool:
+    """Whether `output` is another name of stdout, /dev/stdout say, wherever that leads."""
+    try:
+        return os.path.samestat(os.stat(output), os.fstat(sys.stdout.fileno()))
+    except (OSError, ValueError):  # not there yet, or stdout is not a real file
+        return False
 
 
 def _write(

@@ -37,7 +37,7 @@ def _show_json(record: msgspec.Struct) -> None:
 
 
 def _show_bundle(bundle: Bundle) -> None:
-    manifest, console = bundle.manifest, Console(highlight=False)
+    manifest, console = bundle.manifest, _console()
     console.print(f"bundle {bundle.path}, {bundle.digest[:12]}")
     _show_rows(
         console,
@@ -74,7 +74,7 @@ def _show_bundle(bundle: Bundle) -> None:
 
 
 def _show_checkpoint(checkpoint: PromptCheckpoint, path: Path) -> None:
-    header, console = checkpoint.header, Console(highlight=False)
+    header, console = checkpoint.header, _console()
     console.print(f"prompt checkpoint {path}")
     _show_rows(
         console,
@@ -93,10 +93,14 @@ def _show_checkpoint(checkpoint: PromptCheckpoint, path: Path) -> None:
     console.print(tensors)
 
 
+def _console() -> Console:
+    return Console(highlight=False, markup=False, emoji=False)  # names may look like either
+
+
 def _show_rows(console: Console, rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
-        console.print(f"  {name:<{width}}  {value}", markup=False)
+        console.print(f"  {name:<{width}}  {value}")
 
 
 def _summary(names: tuple[str, ...]) -> str:

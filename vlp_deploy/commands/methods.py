@@ -12,4 +12,4 @@ def methods() -> None:
     for name, method in METHODS.items():
         allowed = "yes" if method.new_classes else "no"
         table.add_row(name, method.paper, method.learns, method.export, allowed)
-    Console().print(table)
+    Console(markup=False).print(table)
