@@ -27,7 +27,8 @@ def export(
         str | None,
         typer.Option(
             help="The backbone's weights, the very ones the prompt was tuned on: a .safetensors "
-            "file. Not needed for vlp-tiny."
+            "file, or an open_clip tag, which needs the train extra. Default: the tag that the "
+            "prompt was tuned with. Not needed for vlp-tiny."
         ),
     ] = None,
     classes: Annotated[

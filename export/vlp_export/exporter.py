@@ -52,13 +52,16 @@ def export(
 ) -> Manifest:
     """Export a prompt checkpoint, or the one in a training run's folder, as a bundle at `output`.
 
-    `pretrained` is a safetensors file with the backbone's weights (not needed for `vlp-tiny`).
+    `pretrained` is a safetensors file with the backbone's weights, or an open_clip tag, which needs
+    the `train` extra; by default it is what the prompt was tuned with, if that was `vlp-tiny` or a
+    tag.
     `classes` is a file of class names to bake instead of those of training. `progress` is told each
     step. Nothing is written unless the graphs reproduce the checkpoint's reference answers.
 
     Raises:
         CheckpointError: no checkpoint, or one that this version cannot export.
         ModelError: weights that are missing, misshapen or not those of the checkpoint.
+        MissingExtraError: a tag, and open_clip is not installed.
         ClassListError: class names that cannot be served.
         EngineError: an engine or precision that this version does not write.
         ParityError: the graphs are wrong beyond tolerance; the message has the table.
@@ -136,6 +139,8 @@ def _prove(
             pixels=checkpoint.tensors["reference.pixels"],
             logits=checkpoint.tensors["reference.logits"],
             logit_scale=logit_scale,
+            class_matrix=bank.matrix,
+            class_bias=bank.bias,
         ),
         engine="onnx",
     )

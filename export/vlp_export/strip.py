@@ -17,8 +17,10 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
+from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.bundle import Bundle, Floats, open_target
 from vlp_deploy.embedded import GRAFTS, weights_path
+from vlp_deploy.errors import IntegrityError
 from vlp_deploy.sealed import CHECKSUMS, seal
 from vlp_deploy.splice import Graft, splice
 
@@ -28,22 +30,22 @@ SMALL_BYTES = 4096  # not worth a graft
 def strip_bundle(source: Path, output: Path, weights: Mapping[str, Floats]) -> None:
     """Write `source` without the weights that `weights` can give back, float32-exact.
 
-    The SHA256SUMS written are those of the completed bundle.
+    The SHA256SUMS written are those of the completed bundle. Raises IntegrityError if a file of
+    `source` is not the one that was exported.
     """
     bundle = Bundle(source)
     config = bundle.manifest.backbone.config
-    head_widths = {
-        config.vision.width: config.vision.width // config.vision.heads,
-        config.text.width: config.text.width // config.text.heads,
-    }
     graphs = {graph.file for graph in bundle.manifest.graphs.values()}
-    names = [name for name, complaint in bundle.files.verify() if complaint is None]
+    verdicts = list(bundle.files.verify())
+    if complaints := [f"{name}: {complaint}" for name, complaint in verdicts if complaint]:
+        raise IntegrityError(f"{source} is damaged ({'; '.join(complaints)}). Export it again")
+    names = [name for name, _ in verdicts]
     grafts: dict[str, tuple[Graft, ...]] = {}
     stripped, completed = {}, {}
     for name in names:
         content = bundle.files.read(name)
         if name in graphs:
-            content, grafts[name] = strip_graph(content, weights, head_widths)
+            content, grafts[name] = strip_graph(content, weights, config)
             completed[name] = splice(content, grafts[name], weights)
         else:
             completed[name] = content
@@ -56,7 +58,7 @@ def strip_bundle(source: Path, output: Path, weights: Mapping[str, Floats]) -> N
 
 
 def strip_graph(
-    content: bytes, weights: Mapping[str, Floats], head_widths: Mapping[int, int]
+    content: bytes, weights: Mapping[str, Floats], config: ClipConfig
 ) -> tuple[bytes, tuple[Graft, ...]]:
     """An ONNX file without the initialisers that `weights` holds, and how to put them back."""
     model = onnx.load_from_string(content)
@@ -65,7 +67,7 @@ def strip_graph(
         value = numpy_helper.to_array(initializer)
         graft = None
         if value.nbytes > SMALL_BYTES and value.dtype == np.float32:
-            candidates = _candidates(initializer.name, weights, head_widths)
+            candidates = _candidates(initializer.name, weights, config)
             graft = next((g for g in candidates if np.array_equal(g.apply(weights), value)), None)
         if graft is None:
             kept.append(initializer)
@@ -76,20 +78,20 @@ def strip_graph(
     return model.SerializeToString(deterministic=True), tuple(grafts)
 
 
-def _candidates(
-    name: str, weights: Mapping[str, Floats], head_widths: Mapping[int, int]
-) -> Iterator[Graft]:
+def _candidates(name: str, weights: Mapping[str, Floats], config: ClipConfig) -> Iterator[Graft]:
     """What the initialiser `name` may be: the exporter calls it as its tensor is called."""
     if name not in weights:
         return
     yield Graft(initializer=name, tensor=name, form="as_stored")
     if weights[name].ndim == 2:
         yield Graft(initializer=name, tensor=name, form="transposed")
+    if name.endswith("attn.in_proj_weight"):
+        tower = config.vision if name.startswith("visual.") else config.text
         yield Graft(
             initializer=name,
             tensor=name,
             form="packed_query_scaled",
-            head_width=head_widths.get(weights[name].shape[1], 0),
+            head_width=tower.width // tower.heads,
         )
 
 

@@ -28,7 +28,7 @@ from tests.export.tiny_clip import (
     save_weights,
 )
 from vlp_deploy import embedded
-from vlp_deploy.architecture import Backbone, TextLayout, VisualLayout
+from vlp_deploy.architecture import Backbone, ClipConfig, TextLayout, VisualLayout
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_deploy.errors import (
@@ -36,6 +36,7 @@ from vlp_deploy.errors import (
     CheckpointError,
     ClassListError,
     EngineError,
+    MissingExtraError,
     ModelError,
     ParityError,
 )
@@ -259,17 +260,59 @@ def test_prompts_of_another_embedded_model_are_refused() -> None:
         load_backbone(backbone, None)
 
 
+def test_a_tag_is_resolved_by_the_train_extra(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[object, ...]] = []
+
+    def resolve(model: str, tag: str, config: ClipConfig) -> dict[str, Floats]:
+        asked.append((model, tag, config))
+        return WEIGHTS if tag != "other" else make_weights(CONFIG, seed=9)
+
+    monkeypatch.setattr("vlp_export.backbone.load_function", lambda target, *, what: resolve)
+    source = saved(zeroshot(), tmp_path)
+
+    export(source, tmp_path / "own", pretrained=None)
+    export(source, tmp_path / "given", pretrained="laion")
+    with pytest.raises(ModelError, match=r"wrong backbone: the weights in test-clip \(other\)"):
+        export(source, tmp_path / "wrong", pretrained="other")
+
+    assert asked == [("test-clip", tag, CONFIG) for tag in ("random", "laion", "other")]
+
+
+def test_the_resolver_exists_and_knows_no_test_clip(tmp_path: Path) -> None:
+    pytest.importorskip("open_clip")
+
+    with pytest.raises(ModelError, match=r"not part of the installation\. Pass them with"):
+        export(saved(zeroshot(), tmp_path), tmp_path / "bundle")
+
+
+def test_a_tag_without_the_train_extra_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delitem(sys.modules, "vlp_train.backbones", raising=False)
+    monkeypatch.setitem(sys.modules, "torch", None)
+
+    with pytest.raises(MissingExtraError, match=r"'random' of test-clip.*vlp-deploy\[train\]"):
+        export(saved(zeroshot(), tmp_path), tmp_path / "bundle")
+
+
+def test_prompts_of_a_local_file_need_that_file() -> None:
+    backbone = msgspec.structs.replace(zeroshot().header.backbone, pretrained="clip.safetensors")
+
+    with pytest.raises(ModelError, match=r"clip\.safetensors, .*Pass that file with --pretrained"):
+        load_backbone(backbone, None)
+
+
 @pytest.mark.parametrize(
     ("weights", "message"),
     [
-        (None, r"whose weights are not part of the installation\. Pass them with --pretrained"),
         ("clip.pt", "can run code when it is opened"),
-        ("laion2b_s34b_b79k", "known to open_clip, which needs PyTorch"),
         ("missing.safetensors", "does not exist"),
     ],
 )
 def test_weights_that_cannot_be_had_say_what_to_do(
-    weights: str | None, message: str, tmp_path: Path
+    weights: str, message: str, tmp_path: Path
 ) -> None:
     with pytest.raises(ModelError, match=message):
         export(saved(zeroshot(), tmp_path), tmp_path / "bundle", pretrained=weights)

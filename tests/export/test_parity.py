@@ -1,16 +1,32 @@
 """The parity gate: what passes, what is refused, and what the refusal says."""
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from vlp_deploy.errors import ParityError
-from vlp_export.parity import Floats, Reference, check_parity
+from vlp_export.parity import Floats, Reference, RunImages, check_parity
 
 PIXELS = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(3, axis=1)
 # image i prefers class i % 5 by 1
 LOGITS = np.eye(5, dtype=np.float32)[np.arange(8) % 5]
-REFERENCE = Reference(pixels=PIXELS, logits=LOGITS, logit_scale=100.0)
+# image i is embedded as the unit vector i, so that the class matrix holds the logits
+EMBEDDINGS = np.eye(8, dtype=np.float32)
+
+
+def reference_of(logits: Floats, logit_scale: float = 100.0) -> Reference:
+    return Reference(
+        pixels=PIXELS,
+        logits=logits,
+        logit_scale=logit_scale,
+        class_matrix=logits,
+        class_bias=np.zeros(logits.shape[1], np.float32),
+    )
+
+
+REFERENCE = reference_of(LOGITS)
 
 
 class Engine:
@@ -24,7 +40,7 @@ class Engine:
         wrong = self.at_batch is None or self.at_batch == len(pixels)
         rows = pixels[:, 0, 0, 0]
         error = np.float32(self.error if wrong else 0)
-        return np.ones((len(pixels), 4), np.float32), LOGITS[rows] + error
+        return EMBEDDINGS[rows], LOGITS[rows] + error
 
 
 def test_equal_answers_pass_at_every_batch_size() -> None:
@@ -36,7 +52,7 @@ def test_equal_answers_pass_at_every_batch_size() -> None:
     assert [row.batch for row in report.rows] == [1, 2, 5, 8]
     assert all(row.max_logit_difference == 0 for row in report.rows)
     assert all(row.min_cosine == pytest.approx(1) for row in report.rows)
-    assert report.embeddings.shape == (8, 4)
+    assert report.embeddings.shape == (8, 8)
     np.testing.assert_array_equal(report.logits, LOGITS)
 
 
@@ -62,7 +78,7 @@ def test_tolerance_is_2e_3_at_a_logit_scale_of_100(error: float, passes: bool) -
 
 
 def test_tolerance_follows_the_logit_scale() -> None:
-    reference = Reference(pixels=PIXELS, logits=LOGITS, logit_scale=10.0)
+    reference = reference_of(LOGITS, logit_scale=10.0)
 
     with pytest.raises(ParityError):
         check_parity(Engine(1e-3), reference, engine="onnx")
@@ -82,23 +98,57 @@ def test_top1_counts_only_where_the_reference_is_clear() -> None:
         logits[pixels[:, 0, 0, 0] == 0] = [0.9992, 0.9993, 0, 0, 0]
         return embeddings, logits
 
-    reference = Reference(pixels=PIXELS, logits=close, logit_scale=100.0)
+    reference = reference_of(close)
     report = check_parity(flips, reference, engine="onnx")
 
     assert {row.top1_agreement for row in report.rows} == {1.0}
 
 
-def test_embeddings_that_change_with_the_batch_show_in_the_table() -> None:
-    def drifts(pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
+def with_embeddings(
+    change: Callable[[Floats], Floats], *, at_batch: int | None = None
+) -> RunImages:
+    """An engine of right logits whose embeddings are changed."""
+
+    def run(pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         embeddings, logits = Engine()(pixels)
-        embeddings[:, 0] += 0.1 * (len(pixels) == 5)
-        return embeddings, logits
+        changed = at_batch is None or at_batch == len(pixels)
+        return (change(embeddings) if changed else embeddings), logits
 
-    report = check_parity(drifts, REFERENCE, engine="onnx")
+    return run
 
-    by_batch = {row.batch: row.min_cosine for row in report.rows}
-    assert by_batch[8] == pytest.approx(1, abs=1e-6)
-    assert by_batch[5] < 0.9995
+
+def turned(embeddings: Floats) -> Floats:
+    """Unit vectors at a cosine of 0.99995."""
+    mixed = embeddings + 0.01 * np.roll(embeddings, 1, axis=1)
+    return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
+
+
+def test_embeddings_that_change_with_the_batch_are_refused_with_the_table() -> None:
+    with pytest.raises(ParityError) as refusal:
+        check_parity(with_embeddings(turned, at_batch=5), REFERENCE, engine="onnx")
+
+    lines = str(refusal.value).splitlines()
+    verdicts = {line.split()[2]: line.split()[-1] for line in lines if line.startswith("onnx")}
+    assert verdicts == {"1": "ok", "2": "ok", "5": "FAILS", "8": "ok"}
+    assert "0.9999500" in str(refusal.value)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (turned, r"not embedding · class_matrix \+ class_bias: they differ by 1\.0e-02"),
+        (lambda e: e * np.float32(1.001), r"not of length 1: off by 1\.0e-03"),
+        (lambda e: e * np.float32("nan"), r"does not compute[\s\S]*nan"),
+        (lambda e: e * np.float32("inf"), r"does not compute[\s\S]*nan"),
+        (lambda e: e * np.float32(0), r"does not compute[\s\S]*nan"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:invalid value")
+def test_wrong_embeddings_are_refused_although_the_logits_are_right(
+    change: Callable[[Floats], Floats], message: str
+) -> None:
+    with pytest.raises(ParityError, match=message):
+        check_parity(with_embeddings(change), REFERENCE, engine="onnx")
 
 
 def test_other_shape_is_refused_before_any_difference_is_taken() -> None:
@@ -111,7 +161,7 @@ def test_other_shape_is_refused_before_any_difference_is_taken() -> None:
 
 
 def test_single_class_is_always_the_best() -> None:
-    reference = Reference(pixels=PIXELS, logits=LOGITS[:, :1], logit_scale=100.0)
+    reference = reference_of(LOGITS[:, :1])
 
     def one_class(pixels: NDArray[np.uint8]) -> tuple[Floats, Floats]:
         embeddings, logits = Engine()(pixels)
