@@ -1,6 +1,7 @@
 """What `vlp bench` reports, on data whose answer is known."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -20,7 +21,7 @@ from vlp_deploy.bench import (
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.commands.bench import REPORT_FILE
 from vlp_deploy.data import Dataset, Sample
-from vlp_deploy.errors import DataError
+from vlp_deploy.errors import DataError, EngineError
 
 LOGITS = np.array([[9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6]], np.float32)
 
@@ -59,6 +60,17 @@ def test_accuracy_counts_first_and_first_five() -> None:
 
 def test_accuracy_gives_no_credit_for_ties() -> None:
     assert accuracy(np.zeros((4, 6), np.float32), np.zeros(4, np.int64)).top5 == 0
+
+
+def test_accuracy_of_nan_is_nothing() -> None:
+    logits = np.full((3, 7), np.nan, np.float32)
+    logits[1] = LOGITS[0]
+    logits[1, 3] = np.nan  # may be the best, for all that is known
+
+    found = accuracy(logits, np.array([0, 0, 1]))
+
+    assert found.top1 == 0
+    assert found.top5 == pytest.approx(1 / 3)
 
 
 def test_agreement_names_the_largest_difference() -> None:
@@ -119,6 +131,68 @@ def test_bench_writes_the_report_it_prints(
     assert result.accuracy is not None
     assert result.accuracy.images == 2
     assert f"of {result.accuracy.images} images" in capsys.readouterr().out
+
+
+def test_cold_start_that_fails_says_why(fake_bundle: Path) -> None:
+    with pytest.raises(EngineError, match=r"exit code 1: vlp: there is no engine 'tea'.*--no-cold"):
+        measure_cold_start(Bundle(fake_bundle), engine="tea", repeats=1)
+
+
+def quick_bench(bundle: Path, *options: str | Path) -> int:
+    common = ["--engine", "fake", "--no-cold-start", "--seconds", "0", "--batch", "1"]
+    return cli.run(["bench", str(bundle), *common, *map(str, options)])
+
+
+def test_output_that_cannot_be_written_is_told_before_the_measuring(
+    fake_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "report" / REPORT_FILE).mkdir(parents=True)
+    monkeypatch.setattr("vlp_deploy.bench.measure_contenders", None)  # calling it would raise
+
+    for output, reason in (("file", "File exists"), ("report", "is a folder")):
+        assert quick_bench(fake_bundle, "--output", tmp_path / output) == 1
+        shown = capsys.readouterr()
+        assert shown.err.startswith("vlp: --output")
+        assert reason in shown.err
+
+
+def test_report_is_printed_before_it_is_written(
+    fake_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def full_disk(path: Path, content: bytes) -> None:
+        raise OSError(28, "No space left on device", str(path))
+
+    monkeypatch.setattr("vlp_deploy.commands.bench.write_atomic", full_disk)
+
+    assert quick_bench(fake_bundle, "--output", tmp_path) == 1
+    shown = capsys.readouterr()
+    assert "images/s" in shown.out
+    assert "No space left" in shown.err
+
+
+def test_list_files_come_with_their_root_and_names(
+    fake_bundle: Path, class_folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "list.csv").write_text("path,label\nred/1.png,n1\ngreen/1.png,n2\n")
+    (tmp_path / "names.txt").write_text("n1 red\nn2 green\n")
+    options = ["--image-root", class_folders, "--classnames", tmp_path / "names.txt"]
+
+    assert quick_bench(fake_bundle, "--data", tmp_path / "list.csv", *options) == 0
+    assert "of 2 images, decoded in full" in " ".join(capsys.readouterr().out.split())
+
+
+def test_names_are_printed_as_they_are(
+    changed_bundle: Callable[..., Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert quick_bench(changed_bundle(method="[red]:cat:[/]")) == 0
+    assert "[red]:cat:[/]" in capsys.readouterr().out
 
 
 def test_bench_refuses_an_unknown_rival(

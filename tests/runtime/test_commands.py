@@ -50,6 +50,20 @@ def test_inspect_shows_classes_and_graphs(
     assert "image.fake" in shown
 
 
+def test_inspect_prints_names_as_they_are(
+    changed_bundle, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "300")
+    odd = tmp_path / "[bold]:cat:"
+    changed_bundle(classes=("[red]a[/red]", ":dog:", "[/]", "d")).rename(odd)
+
+    assert cli.run(["inspect", str(odd)]) == 0
+
+    shown = capsys.readouterr().out
+    assert str(odd) in shown
+    assert "[red]a[/red], :dog:, [/], d" in shown
+
+
 def test_inspect_json_is_the_manifest(
     fake_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -139,7 +139,10 @@ def _train(data: Path, run: Path, *options: str) -> dict[str, Any]:
 
 def _check_agreement(report: Path, images: int, *, tolerance: float) -> None:
     """Say whether every test image got the logits that PyTorch gives it."""
-    contenders = msgspec.json.decode(report.read_bytes(), type=BenchReport).contenders
+    try:
+        contenders = msgspec.json.decode(report.read_bytes(), type=BenchReport).contenders
+    except msgspec.DecodeError as error:  # NaN is written as null
+        raise VlpError(f"{report} is no whole report: {error}; please report this") from error
     compared = next(c.agreement for c in contenders if c.name == "torch")
     if compared is None or compared.images != images:
         raise VlpError(f"{report} does not compare all {images} test images with PyTorch")
