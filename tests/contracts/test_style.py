@@ -53,8 +53,8 @@ def test_nothing_is_unpickled() -> None:
 def test_changelog_starts_with_this_version_or_unreleased() -> None:
     headings = re.findall(r"^## (\S+)", (ROOT / "CHANGELOG.md").read_text(), flags=re.MULTILINE)
 
-    assert headings[0] == "Unreleased" or headings[0] == vlp_deploy.__version__
-    assert vlp_deploy.__version__ in headings or "Unreleased" in headings
+    assert headings[0] in ("Unreleased", vlp_deploy.__version__)
+    assert len(headings) == len(set(headings))
 
 
 def test_the_demo_extra_installs_everything_the_demo_needs() -> None:
