@@ -58,7 +58,7 @@ def _check_types(types: Mapping[str, str], path: Path) -> None:
 def _bfloat16_tensors(content: bytes, names: Set[str]) -> dict[str, Floats]:
     """Tensors of a kind that NumPy does not know: the upper halves of float32 numbers."""
     tensors: dict[str, Floats] = {}
-    for name, stored in deserialize(content):
+    for name, stored in deserialize(content):  # type: ignore[no-untyped-call]
         if name in names:
             upper = np.frombuffer(stored["data"], "<u2").astype(np.uint32)
             tensors[name] = (upper << 16).view(np.float32).reshape(stored["shape"])
