@@ -26,6 +26,7 @@ from vlp_deploy.errors import (
 )
 from vlp_deploy.fake_bundle import write_fake_bundle
 from vlp_deploy.preprocess import preprocess
+from vlp_deploy.tolerance import logit_tolerance
 
 
 def pictures(count: int) -> list[NDArray[np.uint8]]:
@@ -227,6 +228,15 @@ def test_unusable_classes_are_refused(fake_bundle, names, templates, complaint: 
         Classifier.load(fake_bundle).with_classes(names, templates)
 
 
+def test_one_text_is_no_list_of_classes_or_templates(fake_bundle: Path) -> None:
+    classifier = Classifier.load(fake_bundle)
+
+    with pytest.raises(ClassListError, match=r"class_names is the text 'cat'.*\['cat'\]"):
+        classifier.with_classes("cat")
+    with pytest.raises(ClassListError, match=r"templates is the text 'a \{\}'"):
+        classifier.with_classes(["cat"], "a {}")
+
+
 def test_bundle_that_forbids_new_classes_says_why(changed_bundle) -> None:
     reason = "each class has a context of its own"
     classifier = Classifier.load(
@@ -302,6 +312,21 @@ def test_engine_is_proven_once_for_a_bundle(
 
     with pytest.raises(EngineError, match="own answers"):
         Classifier.load(changed_bundle(temperature=2.0))
+
+
+def test_engine_is_proven_on_each_device(
+    fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Classifier.load(fake_bundle)
+    break_engine(monkeypatch, lambda outputs: outputs["logits"].__iadd__(0.01))
+
+    with pytest.raises(EngineError, match="own answers"):
+        Classifier.load(fake_bundle, device="cuda")
+
+
+def test_tolerance_follows_the_logit_scale() -> None:
+    assert logit_tolerance(100) == pytest.approx(2e-3)
+    assert logit_tolerance(10) == pytest.approx(2e-4)
 
 
 @pytest.mark.parametrize(

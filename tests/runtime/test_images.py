@@ -4,7 +4,9 @@ import errno
 import io
 import os
 import threading
+import time
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +15,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
+from vlp_deploy import images
 from vlp_deploy.errors import ImageError
-from vlp_deploy.images import load_image
+from vlp_deploy.images import check_header, load_image
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -190,6 +193,73 @@ def test_pillow_images_are_not_changed() -> None:
     load_image(image)
 
     assert (image.mode, image.size, image.info) == ("RGBA", (5, 4), {"note": "mine"})
+
+
+def test_lazily_opened_pillow_images_keep_their_size() -> None:
+    content = encoded(Image.new("RGB", (800, 600)), "JPEG")
+
+    with Image.open(io.BytesIO(content)) as image:
+        assert load_image(image, draft_size=64).size == (800, 600)
+        assert image.size == (800, 600)
+    assert load_image(content, draft_size=64).size == (100, 75)
+
+
+def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = (encoded(Image.new("RGB", (side, side)), "PNG") for side in (30, 20))
+    monkeypatch.setattr("vlp_deploy.images.LARGE_PIXELS", 500)
+    inside, most = [], {"large": 0, "small": 0}
+    to_rgb = images._to_rgb
+
+    def slow(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
+        kind = "large" if image.width == 30 else "small"
+        inside.append(kind)
+        most[kind] = max(most[kind], inside.count(kind))
+        time.sleep(0.02)
+        inside.remove(kind)
+        return to_rgb(image, background)
+
+    monkeypatch.setattr(images, "_to_rgb", slow)
+
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(load_image, [large, small] * 8))
+
+    assert most["large"] == 1
+    assert most["small"] > 1
+
+
+def test_header_check_refuses_what_loading_would(tmp_path: Path, broken_images) -> None:
+    (good := tmp_path / "good.png").write_bytes(encoded(Image.new("L", (5, 5)), "PNG"))
+    os.mkfifo(tmp_path / "pipe")
+
+    check_header(good)
+    with pytest.raises(ImageError, match="the limit is 24"):
+        check_header(good, max_pixels=24)
+    with pytest.raises(ImageError, match="a pipe"):
+        check_header(tmp_path / "pipe")
+
+
+@pytest.mark.parametrize(
+    ("brand", "name", "message"),
+    [
+        (b"heic", "HEIF", "HEIC, which needs pillow-heif.*; convert it to JPEG"),
+        (b"mif1", "HEIF", "HEIC, which needs pillow-heif.*; convert it to JPEG"),
+        (b"avif", "AVIF", r"AVIF, which needs Pillow 11\.3 or later; convert it to JPEG"),
+    ],
+)
+def test_format_that_pillow_was_built_without_is_named(
+    brand: bytes, name: str, message: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.init()
+    monkeypatch.delitem(Image.OPEN, name, raising=False)
+
+    with pytest.raises(ImageError, match=message):
+        load_image(b"\0\0\0\x18ftyp" + brand + bytes(100))
+
+
+def test_bitmaps_without_a_file_header_are_read() -> None:
+    image = Image.new("RGB", (7, 5), (1, 2, 3))
+
+    assert load_image(encoded(image, "DIB")).getpixel((3, 2)) == (1, 2, 3)
 
 
 @pytest.mark.parametrize("shape", [(4, 5), (4, 5, 1), (4, 5, 3), (4, 5, 4)])
