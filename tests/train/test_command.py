@@ -1,6 +1,7 @@
 """`vlp train` as it is typed: what it prints, where, and its exit codes."""
 
 import json
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import pytest
 from vlp_deploy.cli import run
 from vlp_train import command
 from vlp_train.fit import Step
+from vlp_train.methods import METHODS
 
 
 @pytest.fixture
@@ -21,8 +23,14 @@ def arguments(toy_data: Path, tiny_model: Any, tmp_path: Path) -> list[str]:
 
 
 def test_results_go_to_stdout_and_the_bar_to_stderr(
-    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as if stderr were a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+
     code = run([*arguments, "--method", "coop", "-O", "context-tokens=2"])
 
     shown = capsys.readouterr()
@@ -30,7 +38,9 @@ def test_results_go_to_stdout_and_the_bar_to_stderr(
     assert "coop on tiny: 3 classes" in shown.out
     assert "of 12 images right" in shown.out
     assert f"vlp export {tmp_path / 'run'} --engine onnx" in shown.out
-    assert "loss" not in shown.err or "\x1b" in shown.err
+    assert "\x1b" not in shown.out
+    assert "2/2" in shown.err
+    assert "accuracy" in shown.err
     assert len((tmp_path / "run/log.jsonl").read_text().splitlines()) == 2
 
 
@@ -115,6 +125,17 @@ def test_the_bar_shows_loss_accuracy_rate_and_time_left(
     assert shown.out == ""
     for part in ("3/9", "1.234", "50.0%", "2.0e-03"):
         assert part in shown.err
+
+
+def test_help_lists_every_option_with_its_default() -> None:
+    shown = command.option_help()
+
+    for part in ("position=end|middle|front", "class_specific=false", "visual_tokens=8", "pre_ln"):
+        assert part in shown
+    assert "templates" not in shown  # has a flag of its own
+    for name, entry in METHODS.items():
+        for field in fields(entry.config):  # type: ignore[arg-type]
+            assert field.name in shown or field.name == "templates", (name, field.name)
 
 
 def test_every_line_of_the_log_is_json(arguments: list[str], tmp_path: Path) -> None:

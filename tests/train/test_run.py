@@ -3,6 +3,7 @@
 import json
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 
@@ -18,7 +19,7 @@ def progress(epochs: int) -> Progress:
         Epoch(epoch=e, loss=1 / e, accuracy=0.5, learning_rate=1e-5, seconds=0.1)
         for e in range(1, epochs + 1)
     )
-    return Progress(options=dict(OPTIONS), threads=1, loss_scale=1.0, log=log)
+    return Progress(options=dict(OPTIONS), threads=1, scaler={}, log=log)
 
 
 def test_what_was_saved_is_loaded(tmp_path: Path) -> None:
@@ -76,6 +77,14 @@ def test_a_damaged_resume_file_is_refused(tmp_path: Path, keep: int) -> None:
     (tmp_path / "run/resume.safetensors").write_bytes(content[:keep])
 
     with pytest.raises(TrainingError, match="is damaged"):
+        run.load(OPTIONS)
+
+
+def test_a_resume_file_of_another_schema_is_refused(tmp_path: Path) -> None:
+    run = Run(tmp_path / "run")
+    run.save(msgspec.structs.replace(progress(1), schema=99), TENSORS)
+
+    with pytest.raises(TrainingError, match=r"has schema 99; this version goes on from 1"):
         run.load(OPTIONS)
 
 

@@ -1,8 +1,10 @@
 """Whole runs on coloured squares: they learn, stop, resume, refuse, and say what they did."""
 
+import contextlib
 import json
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -17,11 +19,18 @@ import torch
 
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.data import load_dataset
-from vlp_deploy.errors import CheckpointError, ClassListError, TrainingError
+from vlp_deploy.errors import (
+    CheckpointError,
+    ClassListError,
+    DataError,
+    TrainingError,
+    VlpError,
+)
 from vlp_train.backbones import load_backbone
 from vlp_train.evaluate import ENSEMBLE, evaluate, zero_shot_accuracies
 from vlp_train.fit import Step
-from vlp_train.methods.base import Method
+from vlp_train.methods.base import Inputs, Method
+from vlp_train.prompted import PromptedClip
 from vlp_train.reference import spread_samples
 from vlp_train.training import Outcome, Request, train
 
@@ -157,6 +166,16 @@ def test_a_resumed_run_ends_in_the_same_bits(
     ]
 
 
+def test_a_run_resumed_with_two_threads_ends_in_the_same_bits(
+    request_for: Callable[..., Request],
+) -> None:
+    torch.set_num_threads(2)
+
+    test_a_resumed_run_ends_in_the_same_bits(request_for, {"method": "vpt"})
+
+    assert torch.get_num_threads() == 2
+
+
 def test_seeds_end_in_different_prompts(request_for: Callable[..., Request]) -> None:
     assert not same_prompts(train(request_for("a")), train(request_for("b", seed=2)))
 
@@ -193,6 +212,126 @@ def test_a_finished_run_is_not_overwritten(request_for: Callable[..., Request]) 
 
 
 @pytest.mark.parametrize(
+    "changes",
+    [
+        {"data": Path("nowhere")},
+        {"method": "cop"},
+        {"pretrained": "nowhere.safetensors"},
+        {"method_options": {"context_tokens": 99}},
+        {"evaluate": (Path("nowhere"),)},
+    ],
+)
+def test_a_request_that_fails_deletes_and_leaves_nothing(
+    request_for: Callable[..., Request], changes: dict[str, Any]
+) -> None:
+    first = train(request_for())
+    content = first.path.read_bytes()
+
+    with pytest.raises(VlpError):
+        train(request_for(force=True, **changes))
+    with pytest.raises(VlpError):
+        train(request_for("new", **changes))
+
+    assert first.path.read_bytes() == content
+    assert not first.path.parent.with_name("new").exists()
+
+
+def test_a_run_cannot_be_both_resumed_and_deleted(request_for: Callable[..., Request]) -> None:
+    with pytest.raises(TrainingError, match="give one of them"):
+        request_for(resume=True, force=True)
+
+
+@pytest.mark.parametrize("finished", [False, True])
+def test_a_run_does_not_resume_on_changed_pictures(
+    request_for: Callable[..., Request], toy_data: Path, tmp_path: Path, finished: bool
+) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    with contextlib.nullcontext() if finished else pytest.raises(CrashError):
+        train(request_for(data=data), (lambda at: None) if finished else stop_at(2, 1))
+    picture = data / "train/red fox/0.png"
+    content = bytearray(picture.read_bytes())
+    content[-1] ^= 1  # of the closing chunk's checksum: the same size, and the same pixels
+    picture.write_bytes(content)
+
+    with pytest.raises(TrainingError, match="data was"):
+        train(request_for(data=data, resume=True))
+
+
+def test_a_run_does_not_resume_on_a_model_of_other_activation_or_preprocessing(
+    request_for: Callable[..., Request], open_clip_config: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tmp_path / "changing.json"
+
+    def request(resume: bool = False, **content: Any) -> Request:
+        model.write_text(json.dumps({"model_cfg": open_clip_config, **content}))
+        return request_for(model=str(model), resume=resume)
+
+    with pytest.raises(CrashError):
+        train(request(), stop_at(2, 1))
+
+    with pytest.raises(TrainingError, match="preprocessing was"):
+        train(request(resume=True, preprocess_cfg={"mean": [0.5, 0.5, 0.5]}))
+    open_clip_config = {**open_clip_config, "quick_gelu": False}
+    with pytest.raises(TrainingError, match="model configuration was"):
+        train(request(resume=True))
+
+
+def test_zero_shot_runs_are_resumed_with_the_same_options_only(
+    request_for: Callable[..., Request],
+) -> None:
+    first = train(request_for(method="zeroshot"))
+
+    assert train(request_for(method="zeroshot", resume=True)).metrics == first.metrics
+    with pytest.raises(TrainingError, match=r"option templates was \["):
+        train(
+            request_for(method="zeroshot", method_options={"templates": ("the {}.",)}, resume=True)
+        )
+    with pytest.raises(TrainingError, match="method was 'zeroshot', now 'coop'"):
+        train(request_for(resume=True))
+
+
+def test_pictures_that_cannot_be_read_are_told_before_the_first_step(
+    request_for: Callable[..., Request], toy_data: Path, tmp_path: Path
+) -> None:
+    data = Path(shutil.copytree(toy_data, tmp_path / "data"))
+    for name in ("train/red fox/0.png", "test/red fox/1.png"):
+        (data / name).write_text("no picture")
+
+    with pytest.raises(DataError, match=r"2 of 30 images cannot be read"):
+        train(request_for(data=data), stop_at(1, 1))
+
+
+@pytest.mark.parametrize(
+    ("changes", "warmup"),
+    [({}, 1), ({"epochs": 1}, 0), ({"epochs": 2, "warmup_epochs": 0}, 0)],
+)
+def test_few_epochs_are_not_all_spent_warming_up(
+    request_for: Callable[..., Request], changes: dict[str, Any], warmup: int
+) -> None:
+    outcome = train(request_for(**changes))
+
+    options = outcome.checkpoint.header.provenance["options"]
+    assert options["warmup_epochs"] == warmup
+    assert outcome.log[-1].learning_rate > 1e-3
+
+
+def test_zero_shot_reads_every_picture_once(
+    request_for: Callable[..., Request], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    encode = PromptedClip.image_features
+    monkeypatch.setattr(
+        PromptedClip,
+        "image_features",
+        lambda self, pixels, prompts: seen.append(len(pixels)) or encode(self, pixels, prompts),
+    )
+
+    train(request_for(method="zeroshot"))
+
+    assert sum(seen) == 12 + 8  # test split, reference images
+
+
+@pytest.mark.parametrize(
     ("changes", "message"),
     [
         ({"seed": 2}, "seed was 1, now 2"),
@@ -221,12 +360,14 @@ def test_a_loss_that_is_no_number_stops_the_run(
 ) -> None:
     calls = []
 
-    def loss(self: Method, logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        calls.append(1)
-        good = torch.nn.functional.cross_entropy(logits, labels)
-        return good * float("nan") if len(calls) == 5 else good
+    good = Method.step
 
-    monkeypatch.setattr(Method, "loss", loss)
+    def step(self: Method, inputs: Inputs) -> tuple[torch.Tensor, torch.Tensor]:
+        calls.append(1)
+        logits, loss = good(self, inputs)
+        return logits, loss * float("nan") if len(calls) == 5 else loss
+
+    monkeypatch.setattr(Method, "step", step)
 
     with pytest.raises(TrainingError, match=r"loss is nan in epoch 2, batch 2"):
         train(request_for())
@@ -240,6 +381,43 @@ def test_other_data_is_measured_too(request_for: Callable[..., Request], toy_dat
     assert outcome.metrics[toy_data.name] == outcome.metrics["test"]
     saved = PromptCheckpoint.load(outcome.path).header.provenance["metrics"]
     assert saved[toy_data.name]["top1"] == outcome.metrics["test"].top1
+
+
+def test_a_finished_run_is_measured_on_other_data_with_resume(
+    request_for: Callable[..., Request], toy_data: Path
+) -> None:
+    first = train(request_for())
+
+    again = train(request_for(resume=True, evaluate=(toy_data,)))
+
+    assert same_prompts(first, again)
+    assert again.metrics[toy_data.name] == again.metrics["test"]
+    saved = PromptCheckpoint.load(again.path).header.provenance["metrics"]
+    assert set(saved) == {"test", toy_data.name}
+
+
+def test_other_data_is_refused_before_training(
+    request_for: Callable[..., Request], toy_data: Path, tmp_path: Path
+) -> None:
+    renamed = Path(shutil.copytree(toy_data, tmp_path / "test"))
+    new_classes = Path(shutil.copytree(toy_data, tmp_path / "new"))
+    for split in ("train", "test"):
+        (new_classes / split / "red fox").rename(new_classes / split / "cat")
+
+    for error, message, changes in (
+        (TrainingError, "'test', which is taken", {"evaluate": (renamed,)}),
+        (TrainingError, "which is taken", {"evaluate": (toy_data, toy_data)}),
+        (
+            ClassListError,
+            "first difference at index 1: 'green frog' against",
+            {
+                "evaluate": (new_classes,),
+                "method_options": {"context_tokens": 2, "class_specific": True},
+            },
+        ),
+    ):
+        with pytest.raises(error, match=message):
+            train(request_for(**changes), stop_at(1, 1))
 
 
 def test_data_without_splits_is_measured_on_what_was_not_drawn(
@@ -296,6 +474,7 @@ def test_reference_images_are_spread_over_classes(toy_data: Path) -> None:
         ({"epochs": 0}, "epochs must be at least 1, got 0"),
         ({"shots": 0}, "shots must be at least 1"),
         ({"learning_rate": -1.0}, "learning rate must be above 0"),
+        ({"warmup_epochs": 4}, "4 warm-up epochs leave none of 4 epochs"),
         ({"method": "zeroshot", "epochs": 3}, "learns nothing: leave out epochs"),
         ({"device": "tpu9"}, "device 'tpu9' cannot be used"),
     ],

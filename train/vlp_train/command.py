@@ -4,21 +4,42 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import Field, fields
 from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, Literal, get_args, get_origin
 
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from vlp_deploy import embedded
 from vlp_deploy.errors import TrainingError
 from vlp_train.fit import Precision, Report, Step
 from vlp_train.methods import METHODS
 from vlp_train.training import Outcome, Request
 from vlp_train.training import train as run_training
 
+TEMPLATES = "templates"  # the option behind --template
 METHOD_HELP = "; ".join(f"{name}: learns {entry.summary}" for name, entry in METHODS.items())
+
+
+def option_help() -> str:
+    """Every method's options with their defaults, read off its configuration."""
+    lines = []
+    for name, entry in METHODS.items():
+        options = [field for field in fields(entry.config) if field.name != TEMPLATES]  # type: ignore[arg-type]
+        if options:
+            lines.append(f"{name}: {', '.join(map(_option, options))}")
+    return "; ".join(lines)
+
+
+def _option(field: Field[Any]) -> str:
+    """NAME=DEFAULT, or NAME=ONE|OTHER for a choice, the default first."""
+    if get_origin(field.type) is Literal:
+        return f"{field.name}={'|'.join(get_args(field.type))}"
+    given = "" if field.default in (None, "") else f"={str(field.default).lower()}"
+    return f"{field.name}{given}"
 
 
 class PrecisionName(StrEnum):
@@ -57,9 +78,8 @@ def train(
             "-O",
             "--option",
             metavar="NAME=VALUE",
-            help="A hyper-parameter of the method, repeatable. coop: context_tokens=16, "
-            'words="a photo of a", position=end|middle|front, class_specific=true; '
-            "vpt: visual_tokens=8, depth=1 (shallow), pre_ln, survive_last.",
+            help="A hyper-parameter of the method, repeatable, such as -O context_tokens=4. "
+            f"{option_help()}.",
         ),
     ] = None,
     template: Annotated[
@@ -97,7 +117,10 @@ def train(
         int | None, typer.Option(help="Images a step. Default: the method's own.")
     ] = None,
     warmup_epochs: Annotated[
-        int | None, typer.Option(help="Epochs at a rate of 1e-5 before the cosine. Default: 1.")
+        int | None,
+        typer.Option(
+            help="Epochs at a rate of 1e-5 before the cosine. Default: 1, or 0 of one epoch."
+        ),
     ] = None,
     augment: Annotated[
         bool,
@@ -122,7 +145,8 @@ def train(
     evaluate: Annotated[
         list[Path] | None,
         typer.Option(
-            help="More data to measure the trained prompt on, repeatable; its classes may be new."
+            help="More data to measure the trained prompt on, repeatable; its classes may be new. "
+            "With --resume also where the run is finished."
         ),
     ] = None,
     resume: Annotated[
@@ -179,7 +203,7 @@ def parse_options(assignments: list[str], templates: list[str]) -> dict[str, str
             raise TrainingError(f"-O {assignment!r} is no NAME=VALUE, such as -O context_tokens=4")
         options[name.strip().replace("-", "_")] = value
     if templates:
-        options["templates"] = tuple(templates)
+        options[TEMPLATES] = tuple(templates)
     return options
 
 
@@ -217,6 +241,9 @@ def summary(outcome: Outcome) -> list[str]:
     """What a run came to, line by line."""
     header, folder = outcome.checkpoint.header, outcome.path.parent
     lines = [f"{header.method} on {header.backbone.name}: {len(header.class_names)} classes"]
+    images = header.preprocessing
+    if header.backbone.name != embedded.MODEL_NAME:  # which local weights cannot tell
+        lines.append(f"images: {images.image_size} pixels, mean {images.mean}, std {images.std}")
     if outcome.log:
         last = outcome.log[-1]
         lines.append(

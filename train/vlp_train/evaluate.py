@@ -22,6 +22,7 @@ from vlp_train.prompted import PromptedClip, Prompts
 
 BATCH = 64
 ENSEMBLE = "ensemble"
+CLASS_PROMPTS = "text.class_prompts"
 
 
 class Accuracy(Record, frozen=True, kw_only=True):
@@ -47,7 +48,7 @@ def evaluate(
     """
     header = checkpoint.header
     clip = clip or reload_backbone(header.backbone, pretrained)
-    if "text.class_prompts" in checkpoint.tensors:
+    if CLASS_PROMPTS in checkpoint.tensors:
         _check_same_classes(header.class_names, dataset.class_names)
     prompted = PromptedClip(
         clip,
@@ -63,6 +64,19 @@ def evaluate(
         if not name.startswith("reference.")
     }
     return accuracy(prompted, prompts, dataset.split(split))
+
+
+def check_servable(prompted: PromptedClip, prompts: Prompts, class_names: Sequence[str]) -> None:
+    """Raise ClassListError if these prompts cannot serve `class_names`; cheap."""
+    if CLASS_PROMPTS in prompts:
+        _check_same_classes(prompted.class_names, class_names)
+    PromptedClip(
+        prompted.clip,
+        class_names,
+        templates=prompted.templates,
+        preprocessing=prompted.preprocessing,
+        text_layout=prompted.text_layout,
+    )
 
 
 @torch.no_grad()

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from vlp_deploy.errors import TrainingError
 from vlp_train.images import ImageSet
-from vlp_train.methods.base import Method, Training
+from vlp_train.methods.base import Inputs, Method, Training
 from vlp_train.run import Epoch, Progress, Run
 from vlp_train.schedule import learning_rate
 
@@ -60,7 +60,7 @@ def fit(
     same number of threads. Raises TrainingError if the loss is no number any more.
     """
     optimiser = torch.optim.SGD(
-        method.parameters(), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
+        method.parameter_groups(), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
     scaler = torch.amp.GradScaler(enabled=precision == "fp16")
     log = _restore(method, optimiser, scaler, run, options) if run.started else ()
@@ -73,20 +73,20 @@ def fit(
             peak=training.learning_rate,
             warmup_epochs=training.warmup_epochs,
         )
-        optimiser.param_groups[0]["lr"] = rate
+        for group in optimiser.param_groups:
+            group["lr"] = rate
         means = _Means()
         steps = len(images.shuffled(epoch, training.batch_size))
         batches = features.epoch(epoch, training.batch_size)
-        for step, (image_features, labels) in enumerate(batches, start=1):
+        for step, inputs in enumerate(batches, start=1):
             with autocast(features.device, precision):
-                logits = method.logits(image_features, features.classes())  # (B, K)
-                loss = method.loss(logits, labels)
+                logits, loss = method.step(inputs)  # (B, K), scalar
             _check_finite(loss, epoch=epoch + 1, batch=step)
             optimiser.zero_grad()
             scaler.scale(loss).backward()
             scaler.step(optimiser)
             scaler.update()
-            means.add(loss, logits, labels)
+            means.add(loss, logits, inputs.labels)
             report(
                 Step(
                     epoch=epoch + 1,
@@ -98,6 +98,7 @@ def fit(
                     learning_rate=rate,
                 )
             )
+        method.end_of_epoch(epoch)
         log = (*log, means.epoch(epoch + 1, rate=rate, seconds=time.perf_counter() - started))
         _save(method, optimiser, scaler, run, options, log)
     return log
@@ -110,7 +111,7 @@ def autocast(device: torch.device, precision: Precision) -> AbstractContextManag
 
 
 class _Features:
-    """Image and class features of a method, those that training cannot change computed once."""
+    """What a method's steps work on: features that training cannot change are computed once."""
 
     def __init__(self, method: Method, images: ImageSet, precision: Precision) -> None:
         self._method, self._images, self._precision = method, images, precision
@@ -118,27 +119,30 @@ class _Features:
         self._image_features = None if method.learns_image or images.augment else self._all()
         self._class_features = None if method.learns_text else self._frozen_classes()
 
-    def epoch(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Image features (B, D) and labels (B,), batch after batch."""
+    def epoch(self, epoch: int, batch_size: int) -> Iterator[Inputs]:
+        """Batch after batch."""
+        for images, labels in self._batches(epoch, batch_size):
+            yield Inputs(
+                images=images,
+                class_features=self._class_features,
+                labels=labels.to(self.device),
+                epoch=epoch,
+            )
+
+    def _batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """Image features (B, D), or pixels (B, 3, S, S), and labels (B,)."""
         if self._image_features is not None:
             for indices in self._images.shuffled(epoch, batch_size):
-                labels = self._images.labels(indices).to(self.device)
-                yield self._image_features[torch.from_numpy(indices)], labels
+                yield self._image_features[torch.from_numpy(indices)], self._images.labels(indices)
             return
         for batch in self._images.epoch(epoch, batch_size):
-            yield self._of(batch.pixels), batch.labels.to(self.device)
+            learns_image = self._method.learns_image
+            yield (batch.pixels if learns_image else self._of(batch.pixels)), batch.labels
 
-    def classes(self) -> Tensor:
-        """(K, D)."""
-        if self._class_features is not None:
-            return self._class_features
-        return self._method.class_features()
-
+    @torch.no_grad()
     def _of(self, pixels: Tensor) -> Tensor:
-        with (
-            torch.set_grad_enabled(self._method.learns_image),
-            autocast(self.device, self._precision),
-        ):
+        """(B, D)."""
+        with autocast(self.device, self._precision):
             return self._method.image_features(pixels)
 
     def _all(self) -> Tensor:
@@ -197,16 +201,17 @@ def _save(
     options: Mapping[str, Any],
     log: tuple[Epoch, ...],
 ) -> None:
-    """Prompts and momentum, with all that is needed to go on."""
-    tensors = {}
+    """The method's state and momentum, with all that is needed to go on."""
+    tensors = {f"prompt.{name}": v.cpu().numpy() for name, v in method.state_dict().items()}
     for name, parameter in method.named_parameters():
-        momentum = optimiser.state[parameter]["momentum_buffer"]
-        tensors[f"prompt.{name}"] = parameter.detach().cpu().numpy()
-        tensors[f"momentum.{name}"] = momentum.cpu().numpy()
+        # not there for what was never stepped: float16 skips steps, methods freeze prompts
+        momentum = optimiser.state[parameter].get("momentum_buffer")
+        if momentum is not None:
+            tensors[f"momentum.{name}"] = momentum.cpu().numpy()
     progress = Progress(
         options=dict(options),
         threads=torch.get_num_threads(),
-        loss_scale=scaler.get_scale(),
+        scaler=scaler.state_dict(),
         log=log,
     )
     run.save(progress, tensors)
@@ -228,11 +233,13 @@ def _restore(
             "of the prompts will differ",
             stacklevel=2,
         )
-    with torch.no_grad():
-        for name, parameter in method.named_parameters():
-            parameter.copy_(torch.from_numpy(tensors[f"prompt.{name}"]))
+    method.load_state_dict(
+        {name: torch.from_numpy(tensors[f"prompt.{name}"]) for name in method.state_dict()}
+    )
+    for name, parameter in method.named_parameters():
+        if f"momentum.{name}" in tensors:
             momentum = torch.from_numpy(tensors[f"momentum.{name}"]).to(parameter.device)
             optimiser.state[parameter]["momentum_buffer"] = momentum
     if scaler.is_enabled():
-        scaler.load_state_dict({**scaler.state_dict(), "scale": progress.loss_scale})
+        scaler.load_state_dict(progress.scaler)
     return progress.log

@@ -72,7 +72,7 @@ class PromptedClip:
         if "text.class_prompts" in prompts:
             learned = prompts["text.class_prompts"][None]  # (1, K, m, d)
         encode = self.clip.encode_text if plain else self.clip.encode_text_fast
-        features = F.normalize(encode(self._ids, self._eot, self._slots, learned), dim=-1)
+        features = F.normalize(encode(self._ids, self._eot, self._slots, learned).float(), dim=-1)
         if len(self.templates) == 1:
             return features
         mean = features.unflatten(0, (len(self.templates), -1)).mean(dim=0)  # (K, D)
@@ -84,11 +84,12 @@ class PromptedClip:
         features = self.clip.encode_image(
             normalised, prompts.get("visual.prompts"), self.visual_layout
         )
-        return F.normalize(features, dim=-1)
+        return F.normalize(features.float(), dim=-1)
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
-        """Scaled cosine similarities (B, K) of normalised features, in float32."""
-        return self.clip.logit_scale.exp() * image_features.float() @ class_features.float().T
+        """Scaled cosine similarities (B, K) of normalised features, in float32 also in autocast."""
+        with torch.autocast(self.device.type, enabled=False):
+            return self.clip.logit_scale.exp() * image_features.float() @ class_features.float().T
 
 
 def _stacked(

@@ -47,8 +47,14 @@ class Progress(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA_VERSION
     options: dict[str, Any]  # everything that influences the weights
     threads: int
-    loss_scale: float  # of float16 autocast; 1 elsewhere
+    scaler: dict[str, float]  # state of float16's loss scaling; empty elsewhere
     log: tuple[Epoch, ...]
+
+
+class _Schema(msgspec.Struct):
+    """All of a header that every version can read."""
+
+    schema: int
 
 
 class Run:
@@ -98,19 +104,23 @@ class Run:
         Raises TrainingError if the file is damaged, or if the run was started with other options.
         """
         progress, tensors = self._read()
-        asked = msgspec.json.decode(msgspec.json.encode(options))  # tuples become lists
+        self.check_options(progress.options, options)
+        self._write_log(progress)
+        return progress, tensors
+
+    def check_options(self, started: Mapping[str, Any], asked: Mapping[str, Any]) -> None:
+        """Raise TrainingError naming the options that differ from those the run started with."""
+        asked = msgspec.json.decode(msgspec.json.encode(asked))  # tuples become lists
         differences = [
-            f"{name} was {progress.options.get(name)!r}, now {asked.get(name)!r}"
-            for name in sorted({*progress.options, *asked})
-            if progress.options.get(name) != asked.get(name)
+            f"{name} was {started.get(name)!r}, now {asked.get(name)!r}"
+            for name in sorted({*started, *asked})
+            if started.get(name) != asked.get(name)
         ]
         if differences:
             raise TrainingError(
                 f"{self.folder} was started with other options: {'; '.join(differences)}. "
-                "Resume with the same ones, or start over with --force"
+                "Resume with the same ones, or start over with --force in place of --resume"
             )
-        self._write_log(progress)
-        return progress, tensors
 
     def clear(self) -> None:
         """Delete what a run wrote here, the result first; other files stay."""
@@ -122,12 +132,17 @@ class Run:
             with safe_open(self._resume, framework="numpy") as file:
                 header = (file.metadata() or {}).get("vlp", "")
                 tensors = {name: file.get_tensor(name) for name in list(file.keys())}
-            return msgspec.json.decode(header, type=Progress), tensors
+            schema = msgspec.json.decode(header, type=_Schema).schema
+            if schema == SCHEMA_VERSION:
+                return msgspec.json.decode(header, type=Progress), tensors
         except (SafetensorError, OSError, msgspec.DecodeError) as error:
             raise TrainingError(
-                f"{self._resume} is damaged or of another version ({error}). "
-                "Start over with --force"
+                f"{self._resume} is damaged ({error}). Start over with --force"
             ) from error
+        raise TrainingError(
+            f"{self._resume} has schema {schema}; this version goes on from {SCHEMA_VERSION}. "
+            "Use the vlp-deploy version that wrote it, or start over with --force"
+        )
 
     def _write_log(self, progress: Progress) -> None:
         lines = (msgspec.json.encode(epoch) + b"\n" for epoch in progress.log)

@@ -4,7 +4,8 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -15,16 +16,27 @@ import torch
 from vlp_deploy import __version__
 from vlp_deploy.architecture import Backbone, Preprocessing
 from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.data import Dataset, Sample, few_shot, load_dataset
+from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset
 from vlp_deploy.errors import DataError, TrainingError
+from vlp_deploy.files import sha256_of
 from vlp_train.backbones import load_backbone, load_preprocessing
-from vlp_train.evaluate import Accuracy, accuracy, evaluate, zero_shot_accuracies
+from vlp_train.evaluate import (
+    ENSEMBLE,
+    Accuracy,
+    accuracy,
+    check_servable,
+    evaluate,
+    zero_shot_accuracies,
+)
 from vlp_train.fit import Precision, Report, fit
 from vlp_train.images import ImageSet
 from vlp_train.methods import Config, method_config, method_entry
 from vlp_train.methods.base import Method, Task, Training
+from vlp_train.prompted import Prompts
 from vlp_train.reference import reference_logits, reference_pixels
 from vlp_train.run import Epoch, Run
+
+TEST = "test"  # the metric of the data's own test split
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,6 +74,10 @@ class Request:
             raise TrainingError(f"the learning rate must be above 0, got {self.learning_rate}")
         if self.seed < 0:
             raise TrainingError(f"the seed must be 0 or more, got {self.seed}")
+        if self.resume and self.force:
+            raise TrainingError(
+                "--resume goes on with a run and --force deletes it: give one of them"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -82,65 +98,73 @@ class _Job:
     dataset: Dataset
     train_samples: tuple[Sample, ...]
     test_samples: tuple[Sample, ...]
+    others: Mapping[str, Dataset]  # to be measured on, too
     backbone: Backbone
     preprocessing: Preprocessing
     config: Config
     training: Training
+    device: torch.device
     precision: Precision
     method: Method
 
-    @property
+    @cached_property
     def options(self) -> dict[str, Any]:
-        """What a resumed run must agree on: everything that influences the weights."""
+        """What a resumed run must agree on: everything that influences weights and accuracy."""
         return {
             "method": self.request.method,
             **{f"option {name}": value for name, value in hyper_parameters(self.config).items()},
             **asdict(self.training),
             "model": self.backbone.name,
             "weights": self.backbone.sha256,
+            "model configuration": msgspec.to_builtins(self.backbone.config),
+            "preprocessing": msgspec.to_builtins(self.preprocessing),
             "precision": self.precision,
-            "device": self.method.prompted.device.type,
+            "device": self.device.type,
             "shots": self.request.shots,
             "seed": self.request.seed,
             "augment": self.request.augment,
             "flip": self.request.flip,
-            "data": _digest(self.dataset.class_names, self.train_samples),
+            "data": _digest(self.dataset.class_names, self.train_samples or self.test_samples),
         }
 
 
 def train(request: Request, report: Report = lambda step: None) -> Outcome:
     """Train a prompt and write its run folder. `report` is called after every step.
 
-    Raises VlpError subclasses; whatever is interrupted can go on with `resume`.
+    Nothing is deleted or written before the whole request has been loaded and checked. Raises
+    VlpError subclasses; whatever is interrupted can go on with `resume`.
     """
     run = Run(request.output)
+    _check_folder(run, request)  # here because it is quick, below because it may have changed
+    job = _prepare(request)
     with run.locked():
         _check_folder(run, request)
-        job = _prepare(request)
-        started = time.perf_counter()
+        if request.force:
+            run.clear()
         if run.finished:  # and --resume was given
-            _check_method(run, request)
-            if job.training.epochs:
-                return _finished(run, job)
-        log: tuple[Epoch, ...] = ()
-        if job.training.epochs:
-            images = ImageSet(
-                job.train_samples,
-                job.preprocessing,
-                seed=request.seed,
-                augment=request.augment,
-                flip=request.flip,
-            )
-            log = fit(
-                job.method,
-                images,
-                run,
-                training=job.training,
-                precision=job.precision,
-                options=job.options,
-                report=report,
-            )
+            return _finished(run, job)
+        started = time.perf_counter()
+        log = _fit(run, job, report) if job.training.epochs else ()
         return _finish(run, job, log, seconds=time.perf_counter() - started)
+
+
+def _fit(run: Run, job: _Job, report: Report) -> tuple[Epoch, ...]:
+    images = ImageSet(
+        job.train_samples,
+        job.preprocessing,
+        seed=job.request.seed,
+        augment=job.request.augment,
+        flip=job.request.flip,
+    )
+    return fit(
+        job.method,
+        images,
+        run,
+        training=job.training,
+        precision=job.precision,
+        options=job.options,
+        report=report,
+    )
 
 
 def hyper_parameters(config: Config) -> dict[str, Any]:
@@ -150,15 +174,15 @@ def hyper_parameters(config: Config) -> dict[str, Any]:
 
 
 def _check_folder(run: Run, request: Request) -> None:
-    """Never overwrite a run unasked; `force` clears it."""
-    if request.force:
-        run.clear()
-    elif run.finished and not request.resume:
+    """Never overwrite a run unasked."""
+    if request.force or request.resume:
+        return
+    if run.finished:
         raise TrainingError(
             f"{run.folder} holds a finished run. Choose another --output, or replace it with "
             "--force"
         )
-    elif run.started and not request.resume:
+    if run.started:
         raise TrainingError(
             f"{run.folder} holds an unfinished run. Go on with --resume, or start over with --force"
         )
@@ -173,6 +197,8 @@ def _prepare(request: Request) -> _Job:
         request.data, image_root=request.image_root, classnames=request.classnames
     )
     train_samples, test_samples = _samples(dataset, request, learns=training.epochs > 0)
+    check_readable([*train_samples, *test_samples])
+    others = _other_data(request, config)
     device = _device(request.device)
     preprocessing = load_preprocessing(request.model, request.pretrained)
     clip, backbone = load_backbone(request.model, request.pretrained, device=device)
@@ -182,17 +208,22 @@ def _prepare(request: Request) -> _Job:
         preprocessing=preprocessing,
         seed=request.seed,
     )
+    method = entry.method(config, task)
+    for other in others.values():
+        check_servable(method.prompted, method.prompts(), other.class_names)
     return _Job(
         request=request,
         dataset=dataset,
         train_samples=train_samples,
         test_samples=test_samples,
+        others=others,
         backbone=backbone,
         preprocessing=preprocessing,
         config=config,
         training=training,
+        device=device,
         precision=request.precision or _precision(device),
-        method=entry.method(config, task),
+        method=method,
     )
 
 
@@ -207,7 +238,30 @@ def _training(config: Config, request: Request) -> Training:
                 f"method {request.method} learns nothing: leave out {', '.join(sorted(chosen))}"
             )
         return default
-    return Training(**{**asdict(default), **chosen})
+    training = Training(**{**asdict(default), **chosen})
+    if training.warmup_epochs < training.epochs:
+        return training
+    if request.warmup_epochs is None:  # few epochs were asked for: all of them learn
+        return replace(training, warmup_epochs=0)
+    raise TrainingError(
+        f"{training.warmup_epochs} warm-up epochs leave none of {training.epochs} epochs to learn "
+        "in. Lower --warmup-epochs or raise --epochs"
+    )
+
+
+def _other_data(request: Request, config: Config) -> dict[str, Dataset]:
+    """The data of --evaluate by the names under which accuracies are told."""
+    reserved = {TEST, ENSEMBLE, *getattr(config, "templates", ())}
+    others: dict[str, Dataset] = {}
+    for source in request.evaluate:
+        name = source.resolve().name
+        if name in reserved or name in others:
+            raise TrainingError(
+                f"--evaluate {source} would be told as {name!r}, which is taken. Rename it"
+            )
+        others[name] = load_dataset(source)
+        check_readable(others[name].split("test"))
+    return others
 
 
 def _samples(
@@ -254,28 +308,23 @@ def _digest(class_names: Sequence[str], samples: Sequence[Sample]) -> str:
     """A fingerprint of the training data that does not depend on where it lies."""
     digest = hashlib.sha256(repr(class_names).encode())
     for path, label in samples:
-        size = path.stat().st_size if path.exists() else -1
-        digest.update(
-            f"{path.parent.name}/{path.name}\0{size}\0{label}\n".encode("utf-8", "replace")
-        )
+        name = f"{path.parent.name}/{path.name}".encode("utf-8", "surrogateescape")
+        digest.update(b"%s\0%s\0%d\n" % (name, sha256_of(path).encode(), label))
     return digest.hexdigest()
 
 
-def _check_method(run: Run, request: Request) -> None:
-    """A finished run of another method is not this one."""
-    found = PromptCheckpoint.load(run.checkpoint).header.method
-    if found != request.method:
-        raise TrainingError(
-            f"{run.folder} holds a finished run of {found}, now {request.method} is asked for. "
-            "Choose another --output, or replace it with --force"
-        )
-
-
 def _finished(run: Run, job: _Job) -> Outcome:
-    """A run that was complete already. Raises TrainingError if it was another one."""
-    log = run.load(job.options)[0].log if run.started else ()
+    """A run that was complete already, measured on what is asked for now.
+
+    Raises TrainingError if it was another one.
+    """
     checkpoint = PromptCheckpoint.load(run.checkpoint)
-    metrics = msgspec.convert(checkpoint.header.provenance.get("metrics", {}), dict[str, Accuracy])
+    provenance = checkpoint.header.provenance
+    run.check_options(provenance.get("options", {}), job.options)
+    log = run.load(job.options)[0].log if run.started else ()
+    metrics = msgspec.convert(provenance["metrics"], dict[str, Accuracy])
+    if job.others:
+        _add_metrics(run, job, checkpoint, metrics)
     return Outcome(path=run.checkpoint, checkpoint=checkpoint, log=log, metrics=metrics)
 
 
@@ -284,39 +333,50 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
     """Measure the trained prompts and write the checkpoint, the last thing a run does."""
     prompted = job.method.prompted
     prompts = {name: value.detach() for name, value in job.method.prompts().items()}
-    metrics = {}
-    if job.test_samples:
-        metrics["test"] = accuracy(prompted, prompts, job.test_samples)
-    if job.test_samples and not prompts and len(prompted.templates) > 1:
-        metrics |= zero_shot_accuracies(  # each sentence alone, and all together
-            prompted.clip,
-            job.dataset,
-            templates=prompted.templates,
-            preprocessing=job.preprocessing,
-        )
+    metrics = _test_metrics(job, prompts)
     # from here on in float32 on the CPU, whatever it was trained in
     prompted.to("cpu")
     prompts = {name: value.cpu() for name, value in prompts.items()}
     pixels = reference_pixels(job.test_samples or job.train_samples, job.preprocessing)
     checkpoint = PromptCheckpoint(
-        header=_header(job, log, metrics, seconds=seconds),
+        header=_header(job, log, seconds=seconds),
         tensors={
             **{name: value.numpy() for name, value in prompts.items()},
             "reference.pixels": pixels,
             "reference.logits": reference_logits(prompted, prompts, pixels),
         },
     )
-    for source in job.request.evaluate:
-        other = load_dataset(source)
-        metrics[source.name] = evaluate(checkpoint, other, clip=prompted.clip)
-    checkpoint.header.provenance["metrics"] = msgspec.to_builtins(metrics)
-    checkpoint.save(run.checkpoint)
+    _add_metrics(run, job, checkpoint, metrics)
     return Outcome(path=run.checkpoint, checkpoint=checkpoint, log=log, metrics=metrics)
 
 
-def _header(
-    job: _Job, log: Sequence[Epoch], metrics: Mapping[str, Accuracy], *, seconds: float
-) -> Header:
+def _test_metrics(job: _Job, prompts: Prompts) -> dict[str, Accuracy]:
+    """Accuracy on the test split; of several zero-shot sentences also that of each alone."""
+    prompted = job.method.prompted
+    if not job.test_samples:
+        return {}
+    if prompts or len(prompted.templates) == 1:
+        return {TEST: accuracy(prompted, prompts, job.test_samples)}
+    accuracies = zero_shot_accuracies(
+        prompted.clip,
+        job.dataset,
+        templates=prompted.templates,
+        preprocessing=job.preprocessing,
+    )
+    return {TEST: accuracies[ENSEMBLE], **accuracies}
+
+
+def _add_metrics(
+    run: Run, job: _Job, checkpoint: PromptCheckpoint, metrics: dict[str, Accuracy]
+) -> None:
+    """Measure the other data and write the checkpoint with all accuracies."""
+    for name, dataset in job.others.items():
+        metrics[name] = evaluate(checkpoint, dataset, clip=job.method.prompted.clip)
+    checkpoint.header.provenance["metrics"] = msgspec.to_builtins(metrics)
+    checkpoint.save(run.checkpoint)
+
+
+def _header(job: _Job, log: Sequence[Epoch], *, seconds: float) -> Header:
     request, prompted = job.request, job.method.prompted
     return Header(
         method=request.method,
@@ -330,18 +390,11 @@ def _header(
         provenance={
             "made_by": "vlp train",
             "data": request.data.name,
-            "shots": request.shots,
-            "seed": request.seed,
             "training_images": len(job.train_samples),
-            **asdict(job.training),
-            "augment": request.augment,
-            "flip": request.flip,
-            "precision": job.precision,
-            "device": str(prompted.device),
+            "options": job.options,
             "threads": torch.get_num_threads(),
             "seconds": round(seconds, 1),
             "last_epoch": msgspec.to_builtins(log[-1]) if log else None,
-            "metrics": msgspec.to_builtins(dict(metrics)),
             "versions": {
                 "vlp_deploy": __version__,
                 "torch": version("torch"),

@@ -8,7 +8,7 @@ Legend: B images, K classes, D joint width, S image size.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -42,8 +42,22 @@ class Task:
     seed: int
 
 
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """What one training step works on. What training cannot change is computed before."""
+
+    images: Tensor  # features (B, D); uint8 pixels (B, 3, S, S) if the method learns image prompts
+    class_features: Tensor | None  # (K, D); None if the method learns text prompts
+    labels: Tensor  # (B,)
+    epoch: int  # 0 is the first
+
+
 class Method(nn.Module):
-    """Base of all methods; a subclass sets the two flags and implements `prompts`."""
+    """Base of all methods; a subclass sets the two flags and implements `prompts`.
+
+    Parameters and buffers are what a run saves. A method that minimises more than the cross-entropy
+    of its logits overrides `step`, one whose logits are not cosines of its features `logits`.
+    """
 
     learns_text: ClassVar[bool]
     learns_image: ClassVar[bool]
@@ -83,9 +97,30 @@ class Method(nn.Module):
         """(B, D), (K, D) → (B, K)."""
         return self.prompted.logits(image_features, class_features)
 
-    def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
-        """What training minimises, a scalar: the cross-entropy."""
-        return F.cross_entropy(logits, labels)
+    def step(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
+        """Logits (B, K), and the scalar that training minimises: their cross-entropy."""
+        images, classes = inputs.images, inputs.class_features
+        logits = self.logits(
+            self.image_features(images) if self.learns_image else images,
+            self.class_features() if classes is None else classes,
+        )
+        return logits, F.cross_entropy(logits, inputs.labels)
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """The optimiser's groups; one may set a `weight_decay` of its own."""
+        return [{"params": list(self.parameters())}]
+
+    def end_of_epoch(self, epoch: int) -> None:
+        """Called after the last step of an epoch (0 is the first), before it is saved."""
+
+
+def check_templates(templates: Sequence[str]) -> None:
+    """Raise ValueError unless there are sentences, each with one place for the class name."""
+    if not templates:
+        raise ValueError("templates must hold at least one sentence with {} in it")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ValueError(f"template {template!r} must hold {{}} exactly once, for the name")
 
 
 def random_prompts(*shape: int, seed: int, device: torch.device) -> nn.Parameter:

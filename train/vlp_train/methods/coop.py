@@ -12,12 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from vlp_deploy.architecture import Position, TextLayout
+from vlp_deploy.errors import TrainingError
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.methods.base import Method, Task, Training, random_prompts
 from vlp_train.prompted import Prompts
 
 PLACEHOLDER = "X"
-MOST_TOKENS = 73  # CLIP reads 77: less start, end, full stop and one token of the class name
+OTHER_TOKENS = 4  # of a prompt: start, end, full stop and at least one of the class name
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,11 +44,8 @@ class CoOpConfig:
             )
         if words and self.class_specific:
             raise ValueError("class_specific contexts start at random: leave words out")
-        if not 1 <= self.tokens <= MOST_TOKENS:
-            raise ValueError(
-                f"context_tokens must be 1 to {MOST_TOKENS}, got {self.tokens}: CLIP reads 77 "
-                "tokens, and start, end, full stop and a token of the class name need four"
-            )
+        if self.tokens < 1:
+            raise ValueError(f"context_tokens must be at least 1, got {self.tokens}")
 
     @property
     def tokens(self) -> int:
@@ -76,6 +74,14 @@ class CoOp(Method):
     learns_image: ClassVar[bool] = False
 
     def __init__(self, config: CoOpConfig, task: Task) -> None:
+        """Raises TrainingError if the text tower reads too few tokens for the context."""
+        length = task.clip.config.text.context_length
+        if config.tokens > length - OTHER_TOKENS:
+            raise TrainingError(
+                f"context_tokens={config.tokens} are too many: the text tower reads {length} "
+                "tokens, and start, end, full stop and a token of the class name need "
+                f"{OTHER_TOKENS}. Give at most {length - OTHER_TOKENS}"
+            )
         layout = TextLayout(tokens=config.tokens, position=config.position)
         super().__init__(task, templates=(config.template,), text_layout=layout)
         self.class_specific = config.class_specific

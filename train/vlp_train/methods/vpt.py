@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from vlp_deploy.architecture import VisualLayout
 from vlp_deploy.errors import TrainingError
-from vlp_train.methods.base import Method, Task, Training, random_prompts
+from vlp_train.methods.base import Method, Task, Training, check_templates, random_prompts
 from vlp_train.prompted import Prompts
 
 
@@ -34,8 +34,7 @@ class VptConfig:
             raise ValueError(f"visual_tokens must be at least 1, got {self.visual_tokens}")
         if self.depth is not None and self.depth < 1:
             raise ValueError(f"depth must be at least 1 layer, got {self.depth}")
-        if not self.templates:
-            raise ValueError("templates must hold at least one sentence with {} in it")
+        check_templates(self.templates)
 
     def training(self, shots: int | None) -> Training:
         """MaPLe's protocol: few epochs of small batches."""

@@ -6,7 +6,7 @@ Source: CLIP (arXiv:2103.00020), section 3.1.4.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlp_train.methods.base import Method, Task, Training
+from vlp_train.methods.base import Method, Task, Training, check_templates
 from vlp_train.prompted import Prompts
 
 TEMPLATES = (
@@ -24,8 +24,7 @@ class ZeroShotConfig:
     templates: tuple[str, ...] = TEMPLATES
 
     def __post_init__(self) -> None:
-        if not self.templates:
-            raise ValueError("templates must hold at least one sentence with {} in it")
+        check_templates(self.templates)
 
     def training(self, shots: int | None) -> Training:
         """No epochs: there is nothing to learn."""
