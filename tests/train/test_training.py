@@ -148,6 +148,7 @@ def test_vpt_learns_what_zero_shot_does_not_know(request_for: Callable[..., Requ
         {"method_options": {"context_tokens": 2, "position": "middle"}},
         {"method_options": {"context_tokens": 2, "class_specific": True}},
         {"shots": 2},
+        {"method": "vpt", "precision": "fp16"},  # skips steps while its loss scale is too high
     ],
 )
 def test_a_resumed_run_ends_in_the_same_bits(

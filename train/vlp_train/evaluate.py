@@ -47,9 +47,9 @@ def evaluate(
     Raises ClassListError if the prompts serve their training classes only.
     """
     header = checkpoint.header
-    clip = clip or reload_backbone(header.backbone, pretrained)
     if CLASS_PROMPTS in checkpoint.tensors:
         _check_same_classes(header.class_names, dataset.class_names)
+    clip = clip or reload_backbone(header.backbone, pretrained)
     prompted = PromptedClip(
         clip,
         dataset.class_names,

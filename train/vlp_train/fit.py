@@ -62,7 +62,8 @@ def fit(
     optimiser = torch.optim.SGD(
         method.parameter_groups(), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
     )
-    scaler = torch.amp.GradScaler(enabled=precision == "fp16")
+    device = method.prompted.device.type
+    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     log = _restore(method, optimiser, scaler, run, options) if run.started else ()
     features = _Features(method, images, precision)
     for epoch in range(len(log), training.epochs):

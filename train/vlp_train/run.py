@@ -47,7 +47,7 @@ class Progress(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA_VERSION
     options: dict[str, Any]  # everything that influences the weights
     threads: int
-    scaler: dict[str, float]  # state of float16's loss scaling; empty elsewhere
+    scaler: dict[str, int | float]  # state of float16's loss scaling; empty elsewhere
     log: tuple[Epoch, ...]
 
 

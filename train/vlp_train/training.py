@@ -168,8 +168,9 @@ def _fit(run: Run, job: _Job, report: Report) -> tuple[Epoch, ...]:
 
 
 def hyper_parameters(config: Config) -> dict[str, Any]:
-    """A method's configuration as JSON values."""
-    values: dict[str, Any] = msgspec.to_builtins(config)
+    """A method's configuration as JSON values, defaults included."""
+    # msgspec alone leaves out what the user did not give
+    values: dict[str, Any] = msgspec.to_builtins(asdict(config))  # type: ignore[call-overload]
     return values
 
 
