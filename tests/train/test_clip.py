@@ -62,8 +62,8 @@ def test_clip_equals_open_clip(open_clip_config: dict[str, Any], quick_gelu: boo
     [
         (TextLayout(), NAMES + PUNCTUATED),
         (TextLayout(tokens=4), NAMES + PUNCTUATED),
-        (TextLayout(tokens=5, position="middle"), NAMES),
-        (TextLayout(tokens=4, position="front"), NAMES),
+        (TextLayout(tokens=5, position="middle"), NAMES + PUNCTUATED),
+        (TextLayout(tokens=4, position="front"), NAMES + PUNCTUATED),
         (TextLayout(tokens=4, position="front", official_span=True), PUNCTUATED),
         (TextLayout(tokens=4), ["rose"]),
     ],
