@@ -66,7 +66,10 @@ def checkpoint_of(
         "reference.pixels": seeded_pixels(8, size, case["image_seed"]),
         "reference.logits": expected["logits"],
     }
-    if "ctx" in learned and learned["ctx"].ndim == 3:
+    of_dpt = case["method"] == "dpt_vpt"  # its `ctx` are image prompts, and join after `ln_pre`
+    if of_dpt:
+        tensors["visual.prompts"] = learned["ctx"]
+    elif "ctx" in learned and learned["ctx"].ndim == 3:
         tensors["text.class_prompts"] = learned["ctx"]
     elif "ctx" in learned:
         tensors["text.prompts"] = learned["ctx"][None]
@@ -76,6 +79,7 @@ def checkpoint_of(
         tensors["visual.prompts"] = np.stack(visual)
     options = case["hyper_parameters"]
     tokens = options.get("m", 0)
+    template = case["selector_or_zero_shot_template" if of_dpt else "template"]
     header = Header(
         method=case["method"],
         hyper_parameters=options,
@@ -83,11 +87,13 @@ def checkpoint_of(
             name=case["arch"], pretrained="seeded", sha256=weights_sha256(weights), config=config
         ),
         class_names=tuple(case["classnames"]),
-        templates=(case["template"].replace("<learned>", " ".join(["X"] * tokens)),),
+        templates=(template.replace("<learned>", " ".join(["X"] * tokens)),),
         text_layout=TextLayout(
             tokens=tokens, position=options.get("ctp", "end"), official_span=True
         ),
-        visual_layout=VisualLayout(tokens=options.get("m_v", 0), pre_ln=True, survive_last=True),
+        visual_layout=VisualLayout(
+            tokens=options.get("m_v", 0), pre_ln=not of_dpt, survive_last=True
+        ),
         preprocessing=Preprocessing(image_size=size),
         provenance={"golden": case["name"]},
     )

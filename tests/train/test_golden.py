@@ -2,6 +2,7 @@
 
 import pickle  # noqa: TID251 (golden checkpoints, whose origin is known)
 import types
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,8 @@ import torch
 
 from tests.export.golden.seeded_clip import Floats, clip_config, seeded_weights
 from tests.export.test_golden import HERE, LOCAL_CASES, checkpoint_of, read_case
+from tests.export.test_golden import check as check_export
+from vlp_export.exporter import build_bundle
 from vlp_train.backbones import build_clip
 from vlp_train.prompted import PromptedClip
 
@@ -67,10 +70,25 @@ TOLERANT = types.SimpleNamespace(
 )
 
 
-@pytest.mark.parametrize("name", ["coop-end-tiny", "coop-middle-csc-tiny"])
-def test_official_logits_of_official_files(
-    name: str, golden: Path, weights: dict[str, Floats]
-) -> None:
+@lru_cache(maxsize=1)  # the large ones take 600 MB
+def weights_of(arch: str, seed: int) -> dict[str, Floats]:
+    return seeded_weights(clip_config(arch), seed)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "coop-end-tiny",
+        "coop-middle-csc-tiny",
+        "coop-middle-m4-words",
+        "coop-end-m4-words",
+        "dpt-vpt",
+        "vpt-deep",
+        "vpt-shallow",
+    ],
+)
+def test_official_logits_of_official_files(name: str, golden: Path) -> None:
+    """The forward pass, and the export of the same prompts."""
     case, expected, _ = read_case(golden / name)
     content = torch.load(
         golden / name / case["checkpoint_files"][0],
@@ -78,6 +96,12 @@ def test_official_logits_of_official_files(
         weights_only=False,
         pickle_module=TOLERANT,
     )
-    learned = {"ctx": content["state_dict"]["ctx"].float().numpy()}
+    learned = {
+        key: value.float().numpy()
+        for key, value in content["state_dict"].items()
+        if not key.startswith("token_")  # copies of token embeddings
+    }
+    weights = weights_of(case["arch"], case["clip_seed"])
 
     check(case, expected, learned, weights)
+    check_export(build_bundle(checkpoint_of(case, expected, learned, weights), weights), expected)
