@@ -1,0 +1,25 @@
+r"""Zero-shot CLIP on the emoji of other vendors: four sentences, and their average.
+
+    vlp train vlp_deploy/embedded/emoji/split_zhou_styles.json --method zeroshot \
+        --template 'a photo of a {}.' --template 'a drawing of a {}.' \
+        --template 'an icon of a {}.' --template 'art of the {}.' --output runs/zeroshot
+
+10 s on one CPU core: 8.6 % of 697 images right with the average of the four sentences, 8.9 %
+with the best of them alone.
+"""
+
+from vlp_train.recipes import Recipe
+
+RECIPE = Recipe(
+    method="zeroshot",
+    options=(
+        *("--template", "a photo of a {}."),
+        *("--template", "a drawing of a {}."),
+        *("--template", "an icon of a {}."),
+        *("--template", "art of the {}."),
+    ),
+    smoke={},
+)
+
+if __name__ == "__main__":
+    RECIPE.main()
