@@ -79,7 +79,7 @@ def train_image_tower(
     checkpoint: Path,
     threads: int,
 ) -> None:
-    """Train, or finish training, the image tower of `clip` in place; leaves averaged weights."""
+    """Train, or finish training, the image tower of `clip` in place."""
     images, _ = batches(_SAMPLE, Generator().manual_seed(_STATISTICS_SEED))
     start_image_tower(clip.visual, normalise(images))
     training = ImageTraining(clip.visual, recipe, batches=batches, bank=bank)
@@ -87,7 +87,6 @@ def train_image_tower(
         training.state.load(checkpoint)
     report = _progress("image", recipe.steps)
     train_images(training, checkpoint, report, threads=threads)
-    clip.visual.load_state_dict(training.averaged())
 
 
 def run(
@@ -138,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--openclipart", type=Path, required=True, help="unpacked openclipart-svg")
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--samples", type=int, default=900_000, help="drawings seen in training")
+    parser.add_argument("--samples", type=int, default=1_000_000, help="drawings seen in training")
     parser.add_argument("--text-samples", type=int, default=500_000, help="texts seen in training")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)

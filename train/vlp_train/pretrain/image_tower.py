@@ -48,7 +48,6 @@ class ImageRecipe:
     negatives: int = 4096
     soft_share: float = 0.5
     soft_temperature: float = 0.1
-    average_decay: float = 0.99
     checkpoint_steps: int = 25
 
     def __post_init__(self) -> None:
@@ -114,7 +113,6 @@ class ImageTraining:
         self.state = TrainingState(
             parameters={**dict(tower.named_parameters()), "log_scale": self._log_scale},
             optimisers={"muon": muon, "adam": adam},
-            average_decay=recipe.average_decay,
         )
 
     def advance(self, pool: Executor) -> float:
@@ -148,10 +146,6 @@ class ImageTraining:
         loss = caption_loss(features, targets, scale, bank, columns, recipe)
         gradients = torch.autograd.grad(loss, list(self.state.parameters.values()))
         return loss.item(), gradients
-
-    def averaged(self) -> dict[str, Tensor]:
-        """Return the tower's averaged parameters, the ones to ship."""
-        return {name: value for name, value in self.state.average.items() if name != "log_scale"}
 
 
 def train_images(

@@ -22,15 +22,9 @@ class TrainingState:
         *,
         parameters: Mapping[str, Tensor],
         optimisers: Mapping[str, torch.optim.Optimizer],
-        average_decay: float = 0.0,
     ) -> None:
-        """`average_decay` > 0 also keeps an exponential average of the parameters (`average`)."""
         self.parameters, self.optimisers = dict(parameters), dict(optimisers)
         self.step = 0
-        self._decay = average_decay
-        self.average = {
-            name: value.detach().clone() for name, value in parameters.items() if average_decay
-        }
 
     @torch.no_grad()
     def apply(self, gradients: Sequence[Tensor], rates: Mapping[str, float]) -> None:
@@ -41,15 +35,11 @@ class TrainingState:
             for group in optimiser.param_groups:
                 group["lr"] = rates[name]
             optimiser.step()
-        decay = min(self._decay, (1 + self.step) / (10 + self.step))
-        for name, value in self.average.items():
-            value.lerp_(self.parameters[name], 1 - decay)
         self.step += 1
 
     def save(self, path: Path, recipe: str) -> None:
         """Write the state atomically; `recipe` (JSON) goes into the file's metadata."""
         tensors = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
-        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for label, optimiser in self.optimisers.items():
             for number, state in optimiser.state_dict()["state"].items():
                 for key, value in state.items():
@@ -65,8 +55,6 @@ class TrainingState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
-        for name, value in self.average.items():
-            value.copy_(tensors[f"average.{name}"])
         for label, optimiser in self.optimisers.items():
             start = f"optimiser.{label}."
             states: dict[int, dict[str, Tensor]] = {}
