@@ -67,7 +67,7 @@ def whole_or_absent(path: Path) -> None:
         assert not path.exists() or not [c for _, c in Bundle(path).files.verify() if c]
         return
     if not (path / RUN_FILE).exists():
-        with pytest.raises(CheckpointError, match="no prompt checkpoint|unfinished training run"):
+        with pytest.raises(CheckpointError, match=r"no prompt checkpoint|unfinished training run"):
             PromptCheckpoint.load(path)
     else:
         assert PromptCheckpoint.load(path).header.provenance["metrics"]

@@ -23,6 +23,11 @@ from vlp_deploy.extras import EXTRA_MODULES
 from vlp_deploy.files import write_atomic
 from vlp_deploy.tolerance import logit_tolerance
 
+# CoOp's schedule for 2 shots. Rate, batch and the missing crops were chosen by accuracy on drawings
+# of the training styles that the shots left out; of two settings that tied there, this is the one
+# that begins with words, as CoOp's own for base-to-new classes does.
+COOP = ["--learning-rate", "0.05", "--batch-size", "64", "--no-augment"]
+COOP += ["-O", "context_tokens=4", "-O", "words=a photo of a"]
 TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.")
 SHOWN = 6  # images of new classes in the last table
 
@@ -33,7 +38,7 @@ def demo(
     ] = Path("vlp-demo"),
     shots: Annotated[int, typer.Option(min=1, max=4, help="Training images a class.")] = 2,
     seeds: Annotated[int, typer.Option(min=1, help="Training runs to average.")] = 3,
-    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each run.")] = 30,
+    epochs: Annotated[int, typer.Option(min=1, help="Epochs of each run.")] = 100,
 ) -> None:
     """Walk the whole road on the embedded CLIP and emoji drawings, in a few minutes, offline.
 
@@ -50,7 +55,7 @@ def demo(
         f"Data: {len(known.class_names)} emoji classes to learn, {len(unknown.class_names)} kept "
         "as new classes.\nTrained on the styles of some vendors, tested on other vendors' styles."
     )
-    best = _zero_shot(base, output)
+    best, best_new = _zero_shot(base, new, output)
     _coop(base, output, shots=shots, seeds=seeds, epochs=epochs, zero_shot=best)
     bundle = output / "bundle"
     _headline(3, "Export: fold, bake, prove; no PyTorch from here on")
@@ -60,24 +65,25 @@ def demo(
     _vlp("bench", bundle, "--data", base, "--against", "torch", "--output", report)
     scale = Bundle(bundle).manifest.logit_scale
     _check_agreement(report / REPORT_FILE, tests, tolerance=logit_tolerance(scale))
-    _new_classes(bundle, unknown, output / "new.txt")
+    _new_classes(bundle, unknown, output / "new.txt", zero_shot=best_new)
     print(
         f"\nDone in {time.monotonic() - start:.0f} s. Runs, bundle and report are in {output}/.\n"
         f"Your own images: vlp classify images/ --classes new.txt --bundle {bundle}"
     )
 
 
-def _zero_shot(data: Path, output: Path) -> float:
-    """The best accuracy of any template and of their ensemble."""
+def _zero_shot(data: Path, new: Path, output: Path) -> tuple[float, float]:
+    """The best accuracy of any template and of their ensemble, and the ensemble's on `new`."""
     _headline(1, "Zero-shot: no training, class names in sentences")
     options = [word for template in TEMPLATES for word in ("--template", template)]
+    options += ["--evaluate", str(new)]
     metrics = _train(data, output / "zeroshot", "--method", "zeroshot", *options)
     accuracies: dict[str, float] = {
-        name: entry["top1"] for name, entry in metrics.items() if name != "test"
+        name: metrics[name]["top1"] for name in (*TEMPLATES, "ensemble")
     }
     for name, top1 in accuracies.items():
         print(f"  {top1:6.1%}  {name}")
-    return max(accuracies.values())
+    return max(accuracies.values()), metrics[new.name]["top1"]
 
 
 def _coop(
@@ -86,8 +92,7 @@ def _coop(
     _headline(2, f"CoOp: learn the sentence from {shots} drawings a class, {seeds} seeds")
     accuracies = []
     for seed in range(1, seeds + 1):
-        options = ["--shots", str(shots), "--seed", str(seed), "--epochs", str(epochs)]
-        options += ["-O", "context_tokens=4", "-O", "words=a photo of a"]
+        options = ["--shots", str(shots), "--seed", str(seed), "--epochs", str(epochs), *COOP]
         metrics = _train(data, output / f"coop-{seed}", "--method", "coop", *options)
         accuracies.append(metrics["test"]["top1"])
         print(f"  {accuracies[-1]:6.1%}  seed {seed}")
@@ -95,7 +100,7 @@ def _coop(
     print(f"  {mean(accuracies):6.1%}  mean of {seeds} seeds{spread}; zero-shot: {zero_shot:.1%}")
 
 
-def _new_classes(bundle: Path, dataset: Dataset, names: Path) -> None:
+def _new_classes(bundle: Path, dataset: Dataset, names: Path, *, zero_shot: float) -> None:
     _headline(5, "New classes: names that nobody trained on")
     samples, count = dataset.split("test"), len(dataset.class_names)
     write_atomic(names, "".join(f"{name}\n" for name in dataset.class_names).encode())
@@ -105,7 +110,10 @@ def _new_classes(bundle: Path, dataset: Dataset, names: Path) -> None:
         isinstance(answer, Prediction) and answer.label == dataset.class_names[sample.label]
         for answer, sample in zip(answers, samples, strict=True)
     )
-    print(f"  {top1:.1%} of {len(samples)} drawings right among {count} new names. Some of them:")
+    print(
+        f"  {top1:.1%} of {len(samples)} drawings right among {count} new names; zero-shot: "
+        f"{zero_shot:.1%}. Some of them:"
+    )
     some = [sample.path for sample in samples[:: len(samples) // SHOWN]][:SHOWN]
     _vlp("classify", *some, "--classes", names, "--bundle", bundle, "--top-k", "1")
 
