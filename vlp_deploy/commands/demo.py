@@ -25,7 +25,8 @@ from vlp_deploy.tolerance import logit_tolerance
 
 # CoOp's schedule for 2 shots. Rate, batch and the missing crops were chosen by accuracy on drawings
 # of the training styles that the shots left out; of two settings that tied there, this is the one
-# that begins with words, as CoOp's own for base-to-new classes does.
+# that begins with words, as CoOp's own for base-to-new classes does. Nine settings were tried, and
+# their test accuracy was in sight.
 COOP = ["--learning-rate", "0.05", "--batch-size", "64", "--no-augment"]
 COOP += ["-O", "context_tokens=4", "-O", "words=a photo of a"]
 TEMPLATES = ("a photo of a {}.", "an icon of a {}.", "a drawing of a {}.")
