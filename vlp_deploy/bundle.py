@@ -23,6 +23,7 @@ from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout,
 from vlp_deploy.errors import BundleError
 from vlp_deploy.files import staged_folder
 from vlp_deploy.sealed import CHECKSUMS, SealedFolder, seal
+from vlp_deploy.structures import Plain, Structure
 
 SCHEMA_VERSION = 1
 MANIFEST = "manifest.json"
@@ -80,6 +81,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     templates: tuple[str, ...]
     text_layout: TextLayout
     visual_layout: VisualLayout
+    structure: Structure = Plain()
     logit_scale: float
     host_head: bool = True
     new_classes: NewClasses

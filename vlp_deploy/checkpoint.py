@@ -19,6 +19,7 @@ from safetensors.numpy import save as to_safetensors
 from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout, VisualLayout
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.files import write_atomic
+from vlp_deploy.structures import Plain, Structure
 
 SCHEMA_VERSION = 1
 RUN_FILE = "prompt.safetensors"  # the checkpoint's name inside a training run's folder
@@ -42,6 +43,7 @@ class Header(Record, frozen=True, kw_only=True):
     templates: tuple[str, ...]
     text_layout: TextLayout
     visual_layout: VisualLayout
+    structure: Structure = Plain()
     preprocessing: Preprocessing
     base_classes: tuple[str, ...] = ()
     provenance: dict[str, Any]
