@@ -25,7 +25,7 @@ class Conditioned(Record, frozen=True, kw_only=True, tag="conditioned"):
 
 
 class ClassAware(Record, frozen=True, kw_only=True, tag="class_aware"):
-    """DPT (arXiv:2208.08340): visual prompts of the last layers come from an image's likely classes.
+    """DPT (arXiv:2208.08340): prompts of the last layers are made of an image's likely classes.
 
     `selected`: how many classes an image chooses (c = min(selected, K)), by the un-prompted tower
     and `selector_template`.
