@@ -65,6 +65,7 @@ def fit(
     device = method.prompted.device.type
     scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
     log = _restore(method, optimiser, scaler, run, options) if run.started else ()
+    method.start(images, training)
     features = _Features(method, images, precision)
     for epoch in range(len(log), training.epochs):
         started = time.perf_counter()
@@ -75,7 +76,7 @@ def fit(
             warmup_epochs=training.warmup_epochs,
         )
         for group in optimiser.param_groups:
-            group["lr"] = rate
+            group["lr"] = rate * group.get("rate_factor", 1.0)
         means = _Means()
         steps = len(images.shuffled(epoch, training.batch_size))
         batches = features.epoch(epoch, training.batch_size)
@@ -102,6 +103,7 @@ def fit(
         method.end_of_epoch(epoch)
         log = (*log, means.epoch(epoch + 1, rate=rate, seconds=time.perf_counter() - started))
         _save(method, optimiser, scaler, run, options, log)
+    method.finish()
     return log
 
 

@@ -16,7 +16,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
+from vlp_train.images import ImageSet
 from vlp_train.prompted import PLAIN_IMAGE, PLAIN_TEXT, PromptedClip, Prompts
 
 INIT_STD = 0.02  # of every prompt that starts at random, in the official code of all methods
@@ -107,11 +109,17 @@ class Method(nn.Module):
         return logits, F.cross_entropy(logits, inputs.labels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimiser's groups; one may set a `weight_decay` of its own."""
+        """The optimiser's groups; one may set a `weight_decay`, or a `rate_factor` on all rates."""
         return [{"params": list(self.parameters())}]
+
+    def start(self, images: ImageSet, training: Training) -> None:
+        """Called before the first step, of a resumed run too, with what it will learn from."""
 
     def end_of_epoch(self, epoch: int) -> None:
         """Called after the last step of an epoch (0 is the first), before it is saved."""
+
+    def finish(self) -> None:
+        """Called after the last epoch was saved: what it changes is in the checkpoint only."""
 
 
 def check_templates(templates: Sequence[str]) -> None:
@@ -123,7 +131,14 @@ def check_templates(templates: Sequence[str]) -> None:
             raise ValueError(f"template {template!r} must hold {{}} exactly once, for the name")
 
 
-def random_prompts(*shape: int, seed: int, device: torch.device) -> nn.Parameter:
+def random_prompts(*shape: int, seed: int | tuple[int, ...], device: torch.device) -> nn.Parameter:
     """N(0, 0.02²), from NumPy's generator: the same on every version and device of torch."""
     values = np.random.default_rng(seed).normal(0, INIT_STD, shape)
     return nn.Parameter(torch.tensor(values, dtype=torch.float32, device=device))
+
+
+def word_prompts(words: str, tokens: int, clip: Clip) -> Tensor:
+    """The embeddings of a phrase's first tokens, (m, d): where learned text prompts start from."""
+    ids = torch.tensor(Tokenizer.default().encode(words)[:tokens])
+    table = clip.token_embedding.weight
+    return table[ids.to(table.device)].detach().clone()

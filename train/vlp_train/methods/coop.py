@@ -8,13 +8,11 @@ Legend: K classes, m context tokens, d width of the text tower.
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from vlp_deploy.architecture import Position, TextLayout
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.tokenizer import Tokenizer
-from vlp_train.methods.base import Method, Task, Training, random_prompts
+from vlp_train.methods.base import Method, Task, Training, random_prompts, word_prompts
 from vlp_train.prompted import Prompts
 
 PLACEHOLDER = "X"
@@ -86,7 +84,8 @@ class CoOp(Method):
         super().__init__(task, templates=(config.template,), text_layout=layout)
         self.class_specific = config.class_specific
         if config.words:
-            self.context = nn.Parameter(_embedded(config, task))  # (1, m, d)
+            words = word_prompts(config.words, config.tokens, task.clip)
+            self.context = nn.Parameter(words[None])  # (1, m, d)
         else:
             sets = len(task.class_names) if config.class_specific else 1
             self.context = random_prompts(
@@ -101,10 +100,3 @@ class CoOp(Method):
         """One layer of text prompts, or one context a class."""
         name = "text.class_prompts" if self.class_specific else "text.prompts"
         return {name: self.context}
-
-
-def _embedded(config: CoOpConfig, task: Task) -> Tensor:
-    """The token embeddings of the initial words (1, m, d)."""
-    ids = torch.tensor(Tokenizer.default().encode(config.words)[: config.tokens])
-    table = task.clip.token_embedding.weight
-    return table[ids.to(table.device)].detach().clone()[None]
