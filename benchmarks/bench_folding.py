@@ -24,7 +24,7 @@ from vlp_deploy.weights import Floats, expected_shapes
 from vlp_export.flops import count_flops
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph
-from vlp_export.session import ImageSession
+from vlp_export.session import Session
 
 RESULTS = Path(__file__).parent / "results" / "folding.jsonl"
 VIT_B_16 = ClipConfig(
@@ -103,14 +103,15 @@ def main() -> None:
     pixels = generator.integers(0, 256, (options.batch, 3, size, size), np.uint8)
     matrix = generator.normal(0, 1, (config.embed_dim, CLASSES)).astype(np.float32)
     bias = np.zeros(CLASSES, np.float32)
-    sessions = {name: ImageSession(content) for name, (content, _) in graphs.items()}
-    plain, _ = sessions["un-prompted"](pixels, matrix, bias)
-    folded, _ = sessions["VPT-deep folded"](pixels, matrix, bias)
+    sessions = {name: Session(content) for name, (content, _) in graphs.items()}
+    inputs = {"image": pixels, "class_matrix": matrix, "class_bias": bias}
+    plain = sessions["un-prompted"](inputs)["embedding"]
+    folded = sessions["VPT-deep folded"](inputs)["embedding"]
     assert np.isfinite(folded).all()
     assert np.abs(plain - folded).max() > 1e-3, "the prompts must matter"
 
     times = take_turns(
-        {name: lambda s=session: s(pixels, matrix, bias) for name, session in sessions.items()},
+        {name: lambda s=session: s(inputs) for name, session in sessions.items()},
         seconds=options.seconds,
     )
     base_flops = graphs["un-prompted"][1]

@@ -34,6 +34,8 @@ PROMPTS, CLASSES, GOLDEN, VOCABULARY = (
     "bpe_simple_vocab_16e6.txt.gz",
 )
 
+CLASS_EMBEDDINGS, CLASS_MATRIX, CLASS_BIAS = "class_embeddings", "class_matrix", "class_bias"
+
 Floats = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
 
@@ -77,6 +79,7 @@ class Manifest(Record, frozen=True, kw_only=True):
     precision: Precision
     graphs: dict[str, GraphInfo]  # role -> file: image, text
     classes: tuple[str, ...]
+    class_graph: str = "image"  # the role of the graph that serves them
     base_classes: tuple[str, ...] = ()
     templates: tuple[str, ...]
     text_layout: TextLayout
@@ -94,17 +97,36 @@ class Manifest(Record, frozen=True, kw_only=True):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassBank:
-    """The baked classifier: `logits = embedding · matrix + bias`."""
+    """One list of classes as an image graph takes it.
 
-    embeddings: Floats  # (K, D), L2-normalised
-    matrix: Floats  # (D, K), logit scale included
-    bias: Floats  # (K,)
+    `inputs` by the names of that graph's inputs: `class_matrix` (D, K), logit scale included, and
+    `class_bias` (K,) where `logits = embedding · class_matrix + class_bias`; other structures have
+    others. All of them are float32 or int64, with K on one axis.
+    """
+
+    inputs: Mapping[str, NDArray[Any]]
+    embeddings: Floats | None  # (K, D), L2-normalised; None where a class has none of its own
+    graph: str = "image"  # the role of the graph that takes them
 
     @classmethod
-    def from_embeddings(cls, embeddings: Floats, *, logit_scale: float) -> "ClassBank":
-        """R5: `W = s · n(t)ᵀ`, no bias. `embeddings` (K, D) are L2-normalised."""
+    def from_embeddings(
+        cls,
+        embeddings: Floats,
+        *,
+        logit_scale: float,
+        bias: Floats | None = None,
+        graph: str = "image",
+    ) -> "ClassBank":
+        """R5: `W = s · n(t)ᵀ`, by default no bias. `embeddings` (K, D) are L2-normalised."""
         matrix = np.ascontiguousarray((logit_scale * embeddings).T, dtype=np.float32)
-        return cls(embeddings=embeddings, matrix=matrix, bias=np.zeros(len(embeddings), np.float32))
+        bias = np.zeros(len(embeddings), np.float32) if bias is None else bias
+        inputs = {CLASS_MATRIX: matrix, CLASS_BIAS: bias}
+        return cls(inputs=inputs, embeddings=embeddings, graph=graph)
+
+    def host_logits(self, embeddings: Floats) -> Floats:
+        """`embedding · class_matrix + class_bias`, (B, D) → (B, K)."""
+        logits: Floats = embeddings @ self.inputs[CLASS_MATRIX] + self.inputs[CLASS_BIAS]
+        return logits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -153,15 +175,12 @@ class Bundle:
 
     def class_bank(self) -> ClassBank:
         """The classifier baked at export."""
-        tensors = self._tensors(CLASSES)
-        try:
-            return ClassBank(
-                embeddings=tensors["class_embeddings"],
-                matrix=tensors["class_matrix"],
-                bias=tensors["class_bias"],
-            )
-        except KeyError as missing:
-            raise BundleError(f"{self.path / CLASSES} has no tensor {missing}") from None
+        inputs = self._tensors(CLASSES)
+        embeddings = inputs.pop(CLASS_EMBEDDINGS, None)
+        needed = (CLASS_MATRIX, CLASS_BIAS) if self.manifest.host_head else ()
+        if missing := [name for name in needed if name not in inputs]:
+            raise BundleError(f"{self.path / CLASSES} has no tensor {missing[0]!r}")
+        return ClassBank(inputs=inputs, embeddings=embeddings, graph=self.manifest.class_graph)
 
     def prompts(self) -> dict[str, Floats]:
         """Every prompt tensor of the checkpoint; the text graph needs some for new classes."""
@@ -244,17 +263,17 @@ def bundle_files(contents: BundleContents) -> dict[str, bytes]:
         MANIFEST: msgspec.json.format(msgspec.json.encode(contents.manifest), indent=2) + b"\n",
         **contents.graphs,
         PROMPTS: to_safetensors(dict(contents.prompts)),
-        CLASSES: to_safetensors(
-            {
-                "class_embeddings": bank.embeddings,
-                "class_matrix": bank.matrix,
-                "class_bias": bank.bias,
-            }
-        ),
+        CLASSES: to_safetensors(class_tensors(bank)),
         GOLDEN: archive.getvalue(),
         VOCABULARY: contents.vocabulary,
     }
     return {**files, CHECKSUMS: seal(files)}
+
+
+def class_tensors(bank: ClassBank) -> dict[str, NDArray[Any]]:
+    """A bank as the tensors of a file."""
+    embeddings = {} if bank.embeddings is None else {CLASS_EMBEDDINGS: bank.embeddings}
+    return {**embeddings, **bank.inputs}
 
 
 def _decode_manifest(content: bytes, path: Path) -> Manifest:

@@ -1,11 +1,11 @@
-"""From class names to one embedding a class: the prompt ensemble of arXiv:2103.00020.
+"""From class names to one feature a class: the prompt ensemble of arXiv:2103.00020.
 
 K classes, N rows of one run, L tokens, J prompted layers, m prompt tokens, D the joint width.
 Exporter and runtime share this module, so that new classes are embedded as the baked ones were.
 """
 
 from collections.abc import Callable, Sequence
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,19 +17,29 @@ from vlp_deploy.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
 Integers = NDArray[np.int64]
+Progress = Callable[[int, int], None]
 
 ROWS_A_RUN = 256
 
 
 class RunText(Protocol):
-    """The text graph: token rows in, embeddings out."""
+    """The text graph: token rows in, features out, raw and L2-normalised."""
 
-    def __call__(self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats) -> Floats:
-        """(N, L), (N,), (N, L), (J, m, d) to (N, D)."""
+    def __call__(
+        self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats
+    ) -> tuple[Floats, Floats]:
+        """(N, L), (N,), (N, L), (J, m, d) to (N, D) and (N, D)."""
         ...
 
 
-def build_class_embeddings(
+class ClassFeatures(NamedTuple):
+    """What a class is to the image side."""
+
+    raw: Floats  # (K, D), the mean of the text tower's features as they are
+    embeddings: Floats  # (K, D), L2-normalised
+
+
+def build_class_features(
     run_text: RunText,
     class_names: Sequence[Sequence[str]],
     *,
@@ -38,30 +48,33 @@ def build_class_embeddings(
     tokenizer: Tokenizer,
     layout: TextLayout = PLAIN,
     context_length: int = 77,
-    progress: Callable[[int, int], None] | None = None,
-) -> Floats:
-    """(K, D), L2-normalised: every class averaged over its synonyms and the templates.
+    progress: Progress | None = None,
+) -> ClassFeatures:
+    """Every class averaged over its synonyms and the templates.
 
-    `class_names` gives every class its synonyms (at least one). Every embedding is normalised
-    before the mean and the mean again. `progress(done, total)` counts rows. Raises ClassListError.
+    `class_names` gives every class its synonyms (at least one). For the embedding, every row's is
+    normalised before the mean and the mean again. `progress(done, total)` counts rows. Raises
+    ClassListError.
     """
     _check(class_names, templates)
     names = [synonym for synonyms in class_names for synonym in synonyms]
-    owners = np.repeat(np.arange(len(class_names)), [len(synonyms) for synonyms in class_names])
+    synonyms = np.array([len(synonyms) for synonyms in class_names])
+    owners = np.repeat(np.arange(len(class_names)), synonyms)
     total, done = len(names) * len(templates), 0
-    sums: NDArray[np.float64] | None = None
+    sums: NDArray[np.float64] | None = None  # (2, K, D): raw, normalised
     for template in templates:
         rows = text_rows(names, template, tokenizer, layout=layout, context_length=context_length)
         for chunk in _chunks_by_length(rows):
-            embeddings = _run(run_text, rows, chunk, prompts)
+            features = _run(run_text, rows, chunk, prompts)  # (2, N, D)
             if sums is None:
-                sums = np.zeros((len(class_names), embeddings.shape[1]))
-            np.add.at(sums, owners[chunk], embeddings)
+                sums = np.zeros((2, len(class_names), features.shape[2]))
+            np.add.at(sums, (slice(None), owners[chunk]), features)
             done += len(chunk)
             if progress is not None:
                 progress(done, total)
     assert sums is not None  # _check has refused empty lists
-    return normalised(sums).astype(np.float32)
+    raw = sums[0] / (synonyms * len(templates))[:, None]
+    return ClassFeatures(raw.astype(np.float32), normalised(sums[1]).astype(np.float32))
 
 
 def normalised(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -94,8 +107,8 @@ def _chunks_by_length(rows: TextRows) -> list[Integers]:
 def _run(
     run_text: RunText, rows: TextRows, chunk: Integers, prompts: Floats
 ) -> NDArray[np.float64]:
+    """(2, N, D): raw features, normalised features."""
     eot = rows.eot[chunk]
     length = int(eot.max()) + 1  # causal attention: what follows the end of text has no influence
-    return normalised(
-        run_text(rows.ids[chunk, :length], eot, rows.slots[chunk, :length], prompts)
-    )  # (N, D)
+    raw, embeddings = run_text(rows.ids[chunk, :length], eot, rows.slots[chunk, :length], prompts)
+    return np.stack([raw.astype(np.float64), normalised(embeddings)])

@@ -4,7 +4,6 @@ B images, S image size, K classes, D joint width.
 """
 
 import os
-import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,17 +13,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.bundle import Bundle, ClassBank
-from vlp_deploy.class_bank import Integers, build_class_embeddings
-from vlp_deploy.class_cache import cached_embeddings
-from vlp_deploy.class_list import ClassNames, refuse_duplicates
-from vlp_deploy.engines import load_engine
-from vlp_deploy.engines.base import Arrays, Engine, EngineOptions
+from vlp_deploy.class_list import refuse_duplicates
+from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, ImageError, IntegrityError
 from vlp_deploy.images import MAX_PIXELS, ImageSource
 from vlp_deploy.pipeline import batched, ordered_map
 from vlp_deploy.preprocess import preprocess
 from vlp_deploy.self_test import prove
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.towers import Towers
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
@@ -71,7 +67,7 @@ class Classifier:
     >>> [answer.label for answer in classifier.classify(["cat.jpg", "dog.jpg"])]
     """
 
-    def __init__(self, towers: "_Towers", classes: Sequence[str], bank: ClassBank) -> None:
+    def __init__(self, towers: Towers, classes: Sequence[str], bank: ClassBank) -> None:
         """Use `Classifier.load`."""
         self._towers = towers
         self._bank = bank
@@ -98,7 +94,7 @@ class Classifier:
 
     @classmethod
     def _load(cls, bundle: Bundle, engine: str, options: EngineOptions) -> Self:
-        towers = _Towers(bundle, engine, options)
+        towers = Towers(bundle, engine, options)
         bank = bundle.class_bank()
         classifier = cls(towers, bundle.manifest.classes, bank)
         prove(
@@ -122,7 +118,12 @@ class Classifier:
 
     @property
     def class_embeddings(self) -> Floats:
-        """(K, D), L2-normalised."""
+        """(K, D), L2-normalised. Raises BundleError where a class has none of its own."""
+        if self._bank.embeddings is None:
+            raise BundleError(
+                f"{self.bundle.manifest.method} has no class embeddings: its text features depend "
+                "on the image. Use logits or classify"
+            )
         return self._bank.embeddings
 
     def with_classes(
@@ -143,10 +144,9 @@ class Classifier:
                 raise ClassListError(f"{what} is the text {value!r}; expected a list: [{value!r}]")
         names = tuple((name,) if isinstance(name, str) else tuple(name) for name in class_names)
         refuse_duplicates(names, [f"position {index}" for index in range(len(names))])
-        embeddings = _restoring(
-            self.bundle.path, lambda: self._towers.embed_classes(names, templates, progress)
+        bank = _restoring(
+            self.bundle.path, lambda: self._towers.class_bank(names, templates, progress)
         )
-        bank = ClassBank.from_embeddings(embeddings, logit_scale=self.bundle.manifest.logit_scale)
         return type(self)(self._towers, [synonyms[0] for synonyms in names], bank)
 
     def logits(self, pixels: Pixels) -> Floats:
@@ -232,92 +232,6 @@ def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:
     weights = np.exp(logits.astype(np.float64) - logits.max(axis=-1, keepdims=True))
     probabilities: NDArray[np.float64] = weights / weights.sum(axis=-1, keepdims=True)
     return probabilities
-
-
-class _Towers:
-    """A bundle's graphs in their engine; the text graph is loaded when it is first needed."""
-
-    def __init__(self, bundle: Bundle, engine: str, options: EngineOptions) -> None:
-        if not bundle.manifest.host_head:
-            raise BundleError(
-                f"bundle {bundle.path} computes its logits in a way that this version cannot "
-                "(host_head is false). Update vlp-deploy"
-            )
-        self.bundle = bundle
-        self.image = load_engine(engine, bundle.graph_path("image"), options)
-        self._engine, self._options = engine, options
-        self._text: Engine | None = None
-        self._text_lock = threading.Lock()
-
-    def run_image(self, pixels: Pixels, bank: ClassBank) -> tuple[Floats, Floats]:
-        """Embeddings (B, D) and logits (B, K)."""
-        size = self.bundle.manifest.preprocessing.image_size
-        if pixels.dtype != np.uint8 or pixels.ndim != 4 or pixels.shape[1:] != (3, size, size):
-            raise ImageError(
-                f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (B, 3, {size}, {size})"
-            )
-        if "class_matrix" in self.image.inputs:
-            outputs = self.image.run(
-                {"image": pixels, "class_matrix": bank.matrix, "class_bias": bank.bias}
-            )
-            return outputs["embedding"], outputs["logits"]
-        embedding = self.image.run({"image": pixels})["embedding"]
-        return embedding, embedding @ bank.matrix + bank.bias
-
-    def embed_classes(
-        self,
-        names: ClassNames,
-        templates: Sequence[str] | None,
-        progress: Callable[[int, int], None] | None,
-    ) -> Floats:
-        """(K, D), from the cache where it has them."""
-        manifest = self.bundle.manifest
-        if not manifest.new_classes.allowed:
-            raise BundleError(
-                f"this bundle serves only its own classes: {manifest.new_classes.reason}"
-            )
-        if templates is not None and manifest.text_layout.tokens:
-            raise ClassListError(
-                "this bundle's prompt was learned, so other templates cannot be used with it. "
-                "Leave them out"
-            )
-        chosen = manifest.templates if templates is None else tuple(templates)
-        return cached_embeddings(
-            lambda: self._build(names, chosen, progress),
-            names,
-            templates=chosen,
-            bundle_digest=self.bundle.digest,
-            engine_version=self.image.version,
-            embed_dim=manifest.backbone.config.embed_dim,
-        )
-
-    def _build(
-        self,
-        names: ClassNames,
-        templates: Sequence[str],
-        progress: Callable[[int, int], None] | None,
-    ) -> Floats:
-        manifest = self.bundle.manifest
-        text = manifest.backbone.config.text
-        prompts = self.bundle.prompts().get("text.prompts")
-        return build_class_embeddings(
-            self._run_text,
-            names,
-            templates=templates,
-            prompts=np.zeros((1, 0, text.width), np.float32) if prompts is None else prompts,
-            tokenizer=Tokenizer(self.bundle.vocabulary()),
-            layout=manifest.text_layout,
-            context_length=text.context_length,
-            progress=progress,
-        )
-
-    def _run_text(self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats) -> Floats:
-        with self._text_lock:
-            if self._text is None:
-                graph = self.bundle.graph_path("text")
-                self._text = load_engine(self._engine, graph, self._options)
-        inputs: Arrays = {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
-        return self._text.run(inputs)["embedding"]
 
 
 def _restoring(bundle: Path, use: Callable[[], Result]) -> Result:

@@ -29,10 +29,11 @@ from vlp_deploy.bundle import (
     NewClasses,
     write_bundle,
 )
-from vlp_deploy.class_bank import build_class_embeddings
+from vlp_deploy.class_inputs import ClassSource, build_bank
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.fake import FakeEngine, FakeGraph
-from vlp_deploy.tokenizer import VOCABULARY_PATH, Tokenizer
+from vlp_deploy.structures import Plain
+from vlp_deploy.tokenizer import VOCABULARY_PATH
 
 TEMPLATES = ("a photo of a {}.",)
 
@@ -91,23 +92,23 @@ def write_fake_bundle(
 
 def _bank(graph: Path, manifest: Manifest) -> ClassBank:
     engine = FakeEngine(graph, EngineOptions())
-    embeddings = build_class_embeddings(
-        lambda ids, eot, slots, prompts: engine.run(
-            {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
-        )["embedding"],
-        [[name] for name in manifest.classes],
+    source = ClassSource(
+        structure=Plain(),
+        config=manifest.backbone.config,
+        layout=manifest.text_layout,
         templates=manifest.templates,
-        prompts=np.zeros((1, 0, manifest.backbone.config.text.width), np.float32),
-        tokenizer=Tokenizer.default(),
+        prompts={},
+        logit_scale=manifest.logit_scale,
+        base_classes=(),
+        run=lambda _, inputs: engine.run(inputs),
     )
-    return ClassBank.from_embeddings(embeddings, logit_scale=manifest.logit_scale)
+    return build_bank(source, [[name] for name in manifest.classes])
 
 
 def _golden(graph: Path, manifest: Manifest, bank: ClassBank) -> Golden:
     size = manifest.preprocessing.image_size
     pixels = np.random.default_rng(0).integers(0, 256, (8, 3, size, size), np.uint8)
-    inputs = {"image": pixels, "class_matrix": bank.matrix, "class_bias": bank.bias}
-    outputs = FakeEngine(graph, EngineOptions()).run(inputs)
+    outputs = FakeEngine(graph, EngineOptions()).run({"image": pixels, **bank.inputs})
     return Golden(pixels=pixels, embeddings=outputs["embedding"], logits=outputs["logits"])
 
 

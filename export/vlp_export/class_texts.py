@@ -1,20 +1,16 @@
-"""A checkpoint's classes as the text graph embeds them, with whatever text prompts it learned.
+"""What a checkpoint knows about class names: its text prompts, and whether new classes can come.
 
-Legend: K classes, J prompted layers, m prompt tokens, d text width, D joint width.
+Legend: J prompted layers, m prompt tokens, d text width.
 """
-
-from collections.abc import Callable, Sequence
 
 import numpy as np
 
-from vlp_deploy.bundle import ClassBank, NewClasses
+from vlp_deploy.bundle import NewClasses
 from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.class_bank import RunText, build_class_embeddings
-from vlp_deploy.errors import CheckpointError, ClassListError
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.class_bank import Progress
+from vlp_deploy.class_inputs import ClassSource, RunGraph
+from vlp_deploy.errors import CheckpointError
 from vlp_deploy.weights import Floats
-
-Progress = Callable[[int, int], None]
 
 OWN_CONTEXTS = (
     "every class was tuned with a context of its own, so a new class would have none. "
@@ -39,66 +35,40 @@ def text_prompts(checkpoint: PromptCheckpoint) -> Floats:
     return np.zeros((1, 0, checkpoint.header.backbone.config.text.width), np.float32)
 
 
+def prompt_tensors(checkpoint: PromptCheckpoint) -> dict[str, Floats]:
+    """Everything that was learned, and `text.prompts` in any case: the text graph reads it."""
+    learned = {
+        name: tensor
+        for name, tensor in checkpoint.tensors.items()
+        if not name.startswith("reference.")
+    }
+    return learned | {"text.prompts": text_prompts(checkpoint)}
+
+
 def new_classes(checkpoint: PromptCheckpoint) -> NewClasses:
-    """Whether the text graph can embed classes that nobody trained on."""
+    """Whether classes that nobody trained on can be served."""
     if "text.class_prompts" in checkpoint.tensors:
         return NewClasses(allowed=False, reason=OWN_CONTEXTS)
     return NewClasses()
 
 
-def trained_classes(
+def class_source(
     checkpoint: PromptCheckpoint,
-    run_text: RunText,
+    run: RunGraph,
     *,
     logit_scale: float,
     progress: Progress | None = None,
-) -> ClassBank:
-    """The classifier for the checkpoint's own classes; `progress(done, total)` counts rows."""
-    names = [(name,) for name in checkpoint.header.class_names]
-    contexts: Floats | None = checkpoint.tensors.get("text.class_prompts")
-    if contexts is None:
-        embeddings = _embed(checkpoint, run_text, names, text_prompts(checkpoint), progress)
-    else:
-        embeddings = np.concatenate(
-            [
-                _embed(checkpoint, run_text, [name], context[None])
-                for name, context in zip(names, contexts, strict=True)
-            ]
-        )  # (K, D)
-    return ClassBank.from_embeddings(embeddings, logit_scale=logit_scale)
-
-
-def other_classes(
-    checkpoint: PromptCheckpoint,
-    run_text: RunText,
-    names: Sequence[Sequence[str]],
-    *,
-    logit_scale: float,
-    progress: Progress | None = None,
-) -> ClassBank:
-    """The classifier for classes (synonyms each) that nobody trained on. Raises ClassListError."""
-    allowed = new_classes(checkpoint)
-    if not allowed.allowed:
-        raise ClassListError(f"these classes cannot be served: {allowed.reason}")
-    embeddings = _embed(checkpoint, run_text, names, text_prompts(checkpoint), progress)
-    return ClassBank.from_embeddings(embeddings, logit_scale=logit_scale)
-
-
-def _embed(
-    checkpoint: PromptCheckpoint,
-    run_text: RunText,
-    names: Sequence[Sequence[str]],
-    prompts: Floats,
-    progress: Progress | None = None,
-) -> Floats:
+) -> ClassSource:
+    """The checkpoint as `vlp_deploy.class_inputs.build_bank` reads it."""
     header = checkpoint.header
-    return build_class_embeddings(
-        run_text,
-        names,
-        templates=header.templates,
-        prompts=prompts,
-        tokenizer=Tokenizer.default(),
+    return ClassSource(
+        structure=header.structure,
+        config=header.backbone.config,
         layout=header.text_layout,
-        context_length=header.backbone.config.text.context_length,
+        templates=header.templates,
+        prompts=prompt_tensors(checkpoint),
+        logit_scale=logit_scale,
+        base_classes=header.base_classes,
+        run=run,
         progress=progress,
     )

@@ -1,6 +1,7 @@
 """From a prompt checkpoint to a bundle: fold, write graphs, bake classes, prove; then write."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import onnxruntime
 
 from vlp_deploy import __version__
 from vlp_deploy.bundle import (
+    CLASS_MATRIX,
     MANIFEST,
     BundleContents,
     ClassBank,
@@ -21,22 +23,21 @@ from vlp_deploy.bundle import (
     write_bundle,
 )
 from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
+from vlp_deploy.class_inputs import Synonyms, build_bank
 from vlp_deploy.class_list import read_class_list
-from vlp_deploy.errors import CheckpointError, EngineError
+from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
 from vlp_deploy.files import sha256_of
 from vlp_deploy.tokenizer import VOCABULARY_PATH
-from vlp_deploy.weights import Floats
 from vlp_export.backbone import load_backbone
-from vlp_export.class_texts import new_classes, other_classes, text_prompts, trained_classes
+from vlp_export.class_texts import class_source, new_classes, prompt_tensors
 from vlp_export.folding import Weights
 from vlp_export.graphs import Graphs
 from vlp_export.parity import ParityReport, Reference, check_parity
-from vlp_export.session import ImageSession, TextSession
+from vlp_export.session import Sessions
 
 PRECISIONS = {"onnx": ("fp32",)}  # engine -> what this version writes for it
 
 Progress = Callable[[str], None]
-Synonyms = Sequence[Sequence[str]]  # at least one name for every class
 
 
 def export(
@@ -95,52 +96,59 @@ def build_bundle(
     logit_scale = float(np.exp(weights["logit_scale"]))
     report("writing graphs")
     graphs = Graphs.of(checkpoint, weights)
-    run_text = TextSession(graphs.text.content)
+    sessions = Sessions(graphs)
 
     def count(done: int, total: int) -> None:
         report(f"embedding class names, {done} of {total} prompts")
 
-    bank = trained_classes(checkpoint, run_text, logit_scale=logit_scale, progress=count)
-    report("comparing with the un-folded model")
-    parity = _prove(checkpoint, graphs, bank, logit_scale=logit_scale)
+    source = class_source(checkpoint, sessions, logit_scale=logit_scale, progress=count)
     classes, logits = checkpoint.header.class_names, checkpoint.tensors["reference.logits"]
+    bank = build_bank(source, [(name,) for name in classes])
+    report("comparing with the un-folded model")
+    parity = _prove(checkpoint, sessions, bank, logit_scale=logit_scale)
+    golden = Golden(
+        pixels=checkpoint.tensors["reference.pixels"], embeddings=parity.embeddings, logits=logits
+    )
     if names is not None:
+        _check_new_classes(checkpoint)
         classes = tuple(first for first, *_ in names)
-        bank = other_classes(checkpoint, run_text, names, logit_scale=logit_scale, progress=count)
-        logits = parity.embeddings @ bank.matrix + bank.bias
+        bank = build_bank(source, names)
+        embeddings, logits = sessions.image(golden.pixels, bank)
+        golden = replace(golden, embeddings=embeddings, logits=logits)
     return BundleContents(
         manifest=_manifest(
             checkpoint,
             graphs,
             parity,
+            bank,
             classes=classes,
             logit_scale=logit_scale,
             history=history,
         ),
-        graphs={graph.file: graph.content for graph in (graphs.image, graphs.text)},
-        prompts=_prompt_tensors(checkpoint),
+        graphs={graph.file: graph.content for graph in graphs.files.values()},
+        prompts=prompt_tensors(checkpoint),
         bank=bank,
-        golden=Golden(
-            pixels=checkpoint.tensors["reference.pixels"],
-            embeddings=parity.embeddings,
-            logits=logits,
-        ),
+        golden=golden,
         vocabulary=VOCABULARY_PATH.read_bytes(),
     )
 
 
+def _check_new_classes(checkpoint: PromptCheckpoint) -> None:
+    allowed = new_classes(checkpoint)
+    if not allowed.allowed:
+        raise ClassListError(f"these classes cannot be served: {allowed.reason}")
+
+
 def _prove(
-    checkpoint: PromptCheckpoint, graphs: Graphs, bank: ClassBank, *, logit_scale: float
+    checkpoint: PromptCheckpoint, sessions: Sessions, bank: ClassBank, *, logit_scale: float
 ) -> ParityReport:
-    run = ImageSession(graphs.image.content)
     return check_parity(
-        lambda pixels: run(pixels, bank.matrix, bank.bias),
+        lambda pixels: sessions.image(pixels, bank),
         Reference(
             pixels=checkpoint.tensors["reference.pixels"],
             logits=checkpoint.tensors["reference.logits"],
             logit_scale=logit_scale,
-            class_matrix=bank.matrix,
-            class_bias=bank.bias,
+            bank=bank,
         ),
         engine="onnx",
     )
@@ -150,6 +158,7 @@ def _manifest(
     checkpoint: PromptCheckpoint,
     graphs: Graphs,
     parity: ParityReport,
+    bank: ClassBank,
     *,
     classes: tuple[str, ...],
     logit_scale: float,
@@ -162,13 +171,16 @@ def _manifest(
         preprocessing=header.preprocessing,
         engine="onnx",
         precision="fp32",
-        graphs=graphs.infos(checkpoint, classes=len(classes)),
+        graphs=graphs.infos(checkpoint, bank),
         classes=classes,
+        class_graph=bank.graph,
         base_classes=header.base_classes,
         templates=header.templates,
         text_layout=header.text_layout,
         visual_layout=header.visual_layout,
+        structure=header.structure,
         logit_scale=logit_scale,
+        host_head=CLASS_MATRIX in bank.inputs,
         new_classes=new_classes(checkpoint),
         tools=_tools(),
         parity=parity.rows,
@@ -200,16 +212,6 @@ def _check_supported(engine: str, precision: str) -> None:
             f"engine {engine!r} in precision {precision!r} cannot be exported. This version "
             f"exports {supported}. Pass --engine onnx --precision fp32"
         )
-
-
-def _prompt_tensors(checkpoint: PromptCheckpoint) -> dict[str, Floats]:
-    """Everything that was learned, and `text.prompts` in any case: the text graph reads it."""
-    learned = {
-        name: tensor
-        for name, tensor in checkpoint.tensors.items()
-        if not name.startswith("reference.")
-    }
-    return learned | {"text.prompts": text_prompts(checkpoint)}
 
 
 def _history(checkpoint: PromptCheckpoint, source: Path) -> tuple[dict[str, Any], ...]:

@@ -1,18 +1,24 @@
-"""Both graphs of a checkpoint, ready to be run, counted and written to disk."""
+"""All graphs of a checkpoint, ready to be run, counted and written to disk.
 
-from collections.abc import Mapping, Sequence
+Which graphs a method needs depends on its structure; `WRITERS` has one function for each.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vlp_deploy.bundle import GraphInfo
+from vlp_deploy.bundle import ClassBank, GraphInfo
 from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.structures import Plain, Structure
 from vlp_export.class_texts import text_prompts
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import node_count, to_bytes
 from vlp_export.image_graph import write_image_graph
 from vlp_export.text_graph import write_text_graph
+
+Models = dict[str, ir.Model]  # by role
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,12 +30,13 @@ class GraphFile:
     content: bytes
 
     @classmethod
-    def of(cls, model: ir.Model) -> "GraphFile":
-        """The model, serialised, in a file of its own name."""
-        return cls(file=f"{model.graph.name}.onnx", model=model, content=to_bytes(model))
+    def of(cls, role: str, model: ir.Model) -> "GraphFile":
+        """The model, serialised, in a file that is called as its role."""
+        return cls(file=f"{role}.onnx", model=model, content=to_bytes(model))
 
-    def info(self, inputs: Mapping[str, Sequence[int]]) -> GraphInfo:
+    def info(self, shapes: Mapping[str, Sequence[int]]) -> GraphInfo:
         """The manifest's record, with FLOPs for inputs of these shapes."""
+        inputs = {str(value.name): shapes[str(value.name)] for value in self.model.graph.inputs}
         return GraphInfo(
             file=self.file,
             opset=self.model.graph.opset_imports[""],
@@ -40,39 +47,54 @@ class GraphFile:
 
 @dataclass(frozen=True, kw_only=True)
 class Graphs:
-    """What a bundle computes with."""
+    """What a bundle computes with: a file for every role."""
 
-    image: GraphFile
-    text: GraphFile
+    files: Mapping[str, GraphFile]
 
     @classmethod
     def of(cls, checkpoint: PromptCheckpoint, weights: Weights) -> "Graphs":
-        """Fold the checkpoint's prompts into the backbone and write both towers."""
-        header = checkpoint.header
-        config = header.backbone.config
-        image = write_image_graph(
-            config,
-            weights,
-            preprocessing=header.preprocessing,
-            prompts=checkpoint.tensors.get("visual.prompts"),
-            layout=header.visual_layout,
-        )
-        text = write_text_graph(config, weights, prompted_layers=len(text_prompts(checkpoint)))
-        return cls(image=GraphFile.of(image), text=GraphFile.of(text))
+        """Fold the checkpoint's prompts into the backbone and write every graph it needs."""
+        models = WRITERS[type(checkpoint.header.structure)](checkpoint, weights)
+        return cls(files={role: GraphFile.of(role, model) for role, model in models.items()})
 
-    def infos(self, checkpoint: PromptCheckpoint, *, classes: int) -> dict[str, GraphInfo]:
-        """Role → record: FLOPs of one image, and of one text row of full length."""
+    def infos(self, checkpoint: PromptCheckpoint, bank: ClassBank) -> dict[str, GraphInfo]:
+        """Role → record: FLOPs of one image with these classes, and of one full-length text row."""
         config = checkpoint.header.backbone.config
         size, length = config.vision.image_size, config.text.context_length
-        image = {
+        shapes = {
             "image": (1, 3, size, size),
-            "class_matrix": (config.embed_dim, classes),
-            "class_bias": (classes,),
-        }
-        text = {
+            **{name: array.shape for name, array in bank.inputs.items()},
             "input_ids": (1, length),
             "eot_index": (1,),
             "slots": (1, length),
             "prompts": text_prompts(checkpoint).shape,
         }
-        return {"image": self.image.info(image), "text": self.text.info(text)}
+        return {role: file.info(shapes) for role, file in self.files.items()}
+
+
+def _plain(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+    """Visual prompts folded into one image tower, text prompts left to be an input."""
+    return {"image": image_model(checkpoint, weights), "text": text_model(checkpoint, weights)}
+
+
+def image_model(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
+    """The image tower with the checkpoint's visual prompts, if it has any."""
+    header = checkpoint.header
+    return write_image_graph(
+        header.backbone.config,
+        weights,
+        preprocessing=header.preprocessing,
+        prompts=checkpoint.tensors.get("visual.prompts"),
+        layout=header.visual_layout,
+    )
+
+
+def text_model(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
+    """The text tower, for as many prompted layers as the checkpoint has."""
+    layers = len(text_prompts(checkpoint))
+    return write_text_graph(checkpoint.header.backbone.config, weights, prompted_layers=layers)
+
+
+Writer = Callable[[PromptCheckpoint, Weights], Models]
+
+WRITERS: dict[type[Structure], Writer] = {Plain: _plain}

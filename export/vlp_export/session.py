@@ -1,19 +1,21 @@
-"""An ONNX graph in memory, run by onnxruntime on the CPU."""
+"""ONNX graphs in memory, run by onnxruntime on the CPU."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
+from vlp_deploy.bundle import ClassBank
+from vlp_export.graphs import Graphs
+
 ERRORS_ONLY = 3
 Floats = NDArray[np.float32]
-Integers = NDArray[np.int64]
-Feeds = dict[str, NDArray[Any]]
 
 
 class Session:
-    """Runs one graph; its inputs and outputs are called by name."""
+    """Runs one graph: arrays in and out by name."""
 
     def __init__(self, content: bytes) -> None:
         options = onnxruntime.SessionOptions()
@@ -21,30 +23,28 @@ class Session:
         self._session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
+        self._outputs = [output.name for output in self._session.get_outputs()]
 
-    def run(self, *outputs: str, feeds: Feeds) -> list[Floats]:
-        """The named outputs for these inputs."""
-        found: list[Floats] = self._session.run(list(outputs), feeds)
-        return found
-
-
-class ImageSession(Session):
-    """The image graph."""
-
-    def __call__(
-        self, pixels: NDArray[np.uint8], class_matrix: Floats, class_bias: Floats
-    ) -> tuple[Floats, Floats]:
-        """(B, 3, S, S), (D, K), (K,) → embeddings (B, D) and logits (B, K)."""
-        feeds: Feeds = {"image": pixels, "class_matrix": class_matrix, "class_bias": class_bias}
-        embeddings, logits = self.run("embedding", "logits", feeds=feeds)
-        return embeddings, logits
+    def __call__(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+        """All outputs for these inputs."""
+        found = self._session.run(self._outputs, dict(inputs))
+        return dict(zip(self._outputs, found, strict=True))
 
 
-class TextSession(Session):
-    """The text graph."""
+class Sessions:
+    """The graphs of a bundle by role, each loaded when it is first run."""
 
-    def __call__(self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats) -> Floats:
-        """(N, L), (N,), (N, L), (J, m, d) → embeddings (N, D)."""
-        feeds: Feeds = {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
-        (embeddings,) = self.run("embedding", feeds=feeds)
-        return embeddings
+    def __init__(self, graphs: Graphs) -> None:
+        self._graphs = graphs
+        self._loaded: dict[str, Session] = {}
+
+    def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+        """Outputs of the graph of a role."""
+        if role not in self._loaded:
+            self._loaded[role] = Session(self._graphs.files[role].content)
+        return self._loaded[role](inputs)
+
+    def image(self, pixels: NDArray[np.uint8], bank: ClassBank) -> tuple[Floats, Floats]:
+        """(B, 3, S, S) → embeddings (B, D) and logits (B, K)."""
+        outputs = self(bank.graph, {"image": pixels, **bank.inputs})
+        return outputs["embedding"], outputs["logits"]

@@ -10,15 +10,16 @@ from tests.export.tiny_clip import (
     make_pixels,
     make_prompts,
     make_weights,
+    run_image_graph,
+    run_text_graph,
     text_features,
     unit,
 )
 from vlp_deploy.architecture import Preprocessing, VisualLayout
 from vlp_deploy.prompts import TextRows
 from vlp_export.dialects import ConstantRows, Dialect, Projections
-from vlp_export.graph import GraphBuilder, Value, node_count, to_bytes
+from vlp_export.graph import GraphBuilder, Value, node_count
 from vlp_export.image_graph import write_image_graph
-from vlp_export.session import ImageSession, TextSession
 from vlp_export.text_graph import write_text_graph
 
 CONFIG = make_config()
@@ -71,7 +72,7 @@ def test_image_graph_of_another_dialect_gives_the_same(survive_last: bool) -> No
     )
     matrix, bias = np.zeros((24, 2), np.float32), np.zeros(2, np.float32)
 
-    embeddings, _ = ImageSession(to_bytes(model))(pixels, matrix, bias)
+    embeddings, _ = run_image_graph(model, pixels, matrix, bias)
 
     expected = image_embeddings(make_clip(CONFIG, WEIGHTS), pixels, prompts, layout).numpy()
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-6)  # float32 rounding
@@ -88,7 +89,7 @@ def test_text_graph_of_another_dialect_gives_the_same() -> None:
     prompts = make_prompts(2, 2, 16)
     model = write_text_graph(CONFIG, WEIGHTS, prompted_layers=2, dialect=ONNX_23)
 
-    embeddings = TextSession(to_bytes(model))(rows.ids, rows.eot, rows.slots, prompts)
+    embeddings = run_text_graph(model, rows, prompts)[1]
 
     expected = unit(text_features(make_clip(CONFIG, WEIGHTS), rows, prompts)).numpy()
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-6)

@@ -127,7 +127,7 @@ def test_bundle_classifies_as_the_unfolded_model(
     assert bundle.manifest == manifest
     bank, golden = bundle.class_bank(), bundle.golden()
     session = onnxruntime.InferenceSession(str(bundle.graph_path("image")))
-    feeds = {"class_matrix": bank.matrix, "class_bias": bank.bias, "image": golden.pixels}
+    feeds = {**bank.inputs, "image": golden.pixels}
     embeddings, logits = session.run(["embedding", "logits"], feeds)
     reference = checkpoint.tensors["reference.logits"]
     np.testing.assert_array_equal(golden.logits, reference)

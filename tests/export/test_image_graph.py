@@ -1,9 +1,12 @@
 """The image graph, whatever was folded into it, computes what the un-folded tower computes."""
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx
 import onnx_ir as ir
 import pytest
+from numpy.typing import NDArray
 
 from tests.export.tiny_clip import (
     image_embeddings,
@@ -12,12 +15,15 @@ from tests.export.tiny_clip import (
     make_pixels,
     make_prompts,
     make_weights,
+    run_image_graph,
 )
 from vlp_deploy.architecture import Preprocessing, VisualLayout
 from vlp_deploy.errors import CheckpointError
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph
-from vlp_export.session import Floats, ImageSession
+from vlp_export.session import Floats, Session
+
+Runner = Callable[[NDArray[np.uint8], Floats, Floats], tuple[Floats, Floats]]
 
 PREPROCESSING = Preprocessing(image_size=32)
 # float32 rounding at a logit scale of 100; the reference is float64. Half of it is seen.
@@ -35,7 +41,7 @@ def class_inputs(classes: int = 5) -> tuple[Floats, Floats]:
     return matrix.astype(np.float32), np.arange(classes, dtype=np.float32)
 
 
-def session(prompts: Floats | None = None, layout: VisualLayout | None = None) -> ImageSession:
+def runner(prompts: Floats | None = None, layout: VisualLayout | None = None) -> Runner:
     """A graph with 17 tokens and 3 layers."""
     config = make_config()
     model = write_image_graph(
@@ -45,7 +51,13 @@ def session(prompts: Floats | None = None, layout: VisualLayout | None = None) -
         prompts=prompts,
         layout=layout,
     )
-    return ImageSession(to_bytes(model))
+    session = Session(to_bytes(model))
+
+    def run(pixels: NDArray[np.uint8], matrix: Floats, bias: Floats) -> tuple[Floats, Floats]:
+        outputs = session({"image": pixels, "class_matrix": matrix, "class_bias": bias})
+        return outputs["embedding"], outputs["logits"]
+
+    return run
 
 
 @pytest.mark.parametrize("survive_last", [False, True])
@@ -64,7 +76,7 @@ def test_graph_equals_the_unfolded_tower(
     )
     matrix, bias = class_inputs()
 
-    embeddings, logits = ImageSession(to_bytes(model))(pixels, matrix, bias)
+    embeddings, logits = run_image_graph(model, pixels, matrix, bias)
 
     clip = make_clip(config, weights)
     expected = image_embeddings(clip, pixels, prompts, layout).numpy()
@@ -85,7 +97,7 @@ def test_one_layer_tower_folds_its_only_prompts(survive_last: bool) -> None:
         config, weights, preprocessing=PREPROCESSING, prompts=prompts, layout=layout
     )
 
-    embeddings, _ = ImageSession(to_bytes(model))(pixels, *class_inputs())
+    embeddings, _ = run_image_graph(model, pixels, *class_inputs())
 
     expected = image_embeddings(make_clip(config, weights), pixels, prompts, layout).numpy()
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=EMBEDDING_TOLERANCE)
@@ -126,12 +138,12 @@ def test_discarded_prompts_are_keys_and_values_and_nothing_else(
 
 def test_more_prompted_layers_than_layers_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"for 4 layers, but the image tower has 3"):
-        session(make_prompts(4, 3, 32), DROPPED)
+        runner(make_prompts(4, 3, 32), DROPPED)
 
 
 @pytest.mark.parametrize("layout", [DROPPED, TRAVELS])
 def test_answers_do_not_depend_on_the_batch(layout: VisualLayout) -> None:
-    run, pixels = session(make_prompts(2, 3, 32), layout), make_pixels()
+    run, pixels = runner(make_prompts(2, 3, 32), layout), make_pixels()
     inputs = class_inputs()
 
     together, _ = run(pixels, *inputs)
@@ -149,7 +161,7 @@ def test_answers_do_not_depend_on_the_batch(layout: VisualLayout) -> None:
 def test_any_number_of_classes_fits(classes: int) -> None:
     matrix, bias = class_inputs(classes)
 
-    embeddings, logits = session()(make_pixels(count=2), matrix, bias)
+    embeddings, logits = runner()(make_pixels(count=2), matrix, bias)
 
     assert logits.shape == (2, classes)
     np.testing.assert_allclose(logits, embeddings @ matrix + bias, rtol=0, atol=LOGIT_TOLERANCE)

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from vlp_deploy.bundle import ClassBank
 from vlp_deploy.errors import ParityError
 from vlp_export.parity import Floats, Reference, RunImages, check_parity
 
@@ -21,8 +22,10 @@ def reference_of(logits: Floats, logit_scale: float = 100.0) -> Reference:
         pixels=PIXELS,
         logits=logits,
         logit_scale=logit_scale,
-        class_matrix=logits,
-        class_bias=np.zeros(logits.shape[1], np.float32),
+        bank=ClassBank(
+            inputs={"class_matrix": logits, "class_bias": np.zeros(logits.shape[1], np.float32)},
+            embeddings=None,
+        ),
     )
 
 

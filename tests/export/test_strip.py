@@ -44,11 +44,7 @@ def bundle(tmp_path: Path) -> Path:
 def logits_of(bundle: Bundle) -> Floats:
     bank = bundle.class_bank()
     session = onnxruntime.InferenceSession(str(bundle.graph_path("image")))
-    feeds = {
-        "image": bundle.golden().pixels,
-        "class_matrix": bank.matrix,
-        "class_bias": bank.bias,
-    }
+    feeds = {"image": bundle.golden().pixels, **bank.inputs}
     logits: Floats = session.run(["logits"], feeds)[0]
     return logits
 

@@ -9,13 +9,14 @@ from tests.export.tiny_clip import (
     make_config,
     make_prompts,
     make_weights,
+    run_text_graph,
     text_features,
     unit,
 )
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.prompts import TextRows
 from vlp_export.graph import to_bytes
-from vlp_export.session import Floats, TextSession
+from vlp_export.session import Floats
 from vlp_export.text_graph import write_text_graph
 
 TOLERANCE = 1e-6  # of unit embeddings: float32 rounding; the reference is float64
@@ -39,7 +40,7 @@ def make_rows(*, tokens: int, front: bool = False) -> TextRows:
 def run(rows: TextRows, prompts: Floats) -> Floats:
     """Embeddings of a graph written for as many layers as `prompts` has."""
     model = write_text_graph(CONFIG, WEIGHTS, prompted_layers=len(prompts))
-    return TextSession(to_bytes(model))(rows.ids, rows.eot, rows.slots, prompts)
+    return run_text_graph(model, rows, prompts)[1]
 
 
 @pytest.mark.parametrize("front", [False, True])
@@ -64,7 +65,7 @@ def test_exact_gelu_equals_the_unfolded_tower() -> None:
     prompts = make_prompts(2, 2, 16)
     model = write_text_graph(config, weights, prompted_layers=2)
 
-    embeddings = TextSession(to_bytes(model))(rows.ids, rows.eot, rows.slots, prompts)
+    embeddings = run_text_graph(model, rows, prompts)[1]
 
     expected = unit(text_features(make_clip(config, weights), rows, prompts)).numpy()
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=TOLERANCE)
@@ -93,15 +94,8 @@ def test_padding_and_the_other_rows_have_no_influence() -> None:
 
 def test_feature_is_the_embedding_before_division() -> None:
     rows, prompts = make_rows(tokens=2), make_prompts(1, 2, 16)
-    session = TextSession(to_bytes(write_text_graph(CONFIG, WEIGHTS)))
-    feeds = {
-        "input_ids": rows.ids,
-        "eot_index": rows.eot,
-        "slots": rows.slots,
-        "prompts": prompts,
-    }
 
-    feature, embedding = session.run("feature", "embedding", feeds=feeds)
+    feature, embedding = run_text_graph(write_text_graph(CONFIG, WEIGHTS), rows, prompts)
 
     expected = text_features(make_clip(CONFIG, WEIGHTS), rows, prompts).numpy()
     np.testing.assert_allclose(feature, expected, rtol=1e-5, atol=1e-5)

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
+import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
@@ -21,6 +22,8 @@ from vlp_deploy.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.prompts import TextRows, text_rows
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_deploy.weights import expected_shapes, fingerprint
+from vlp_export.graph import to_bytes
+from vlp_export.session import Session
 from vlp_train.clip import Clip
 
 Floats = NDArray[np.float32]
@@ -186,3 +189,21 @@ def save_weights(weights: Weights, path: Path) -> Path:
     """A safetensors file as `--pretrained` takes it."""
     save_file(weights, path)
     return path
+
+
+def run_image_graph(
+    model: ir.Model, pixels: NDArray[np.uint8], matrix: Floats, bias: Floats
+) -> tuple[Floats, Floats]:
+    """Embeddings (B, D) and logits (B, K) of a written image graph."""
+    outputs = Session(to_bytes(model))(
+        {"image": pixels, "class_matrix": matrix, "class_bias": bias}
+    )
+    return outputs["embedding"], outputs["logits"]
+
+
+def run_text_graph(model: ir.Model, rows: TextRows, prompts: Floats) -> tuple[Floats, Floats]:
+    """Features and embeddings (N, D) of a written text graph."""
+    outputs = Session(to_bytes(model))(
+        {"input_ids": rows.ids, "eot_index": rows.eot, "slots": rows.slots, "prompts": prompts}
+    )
+    return outputs["feature"], outputs["embedding"]

@@ -71,7 +71,10 @@ def test_what_was_written_is_read(fake_bundle: Path, tmp_path: Path) -> None:
     copy = contents_of(tmp_path / "copy")
     assert copy.manifest == contents.manifest
     assert copy.graphs == contents.graphs
-    np.testing.assert_array_equal(copy.bank.matrix, contents.bank.matrix)
+    np.testing.assert_array_equal(copy.bank.embeddings, contents.bank.embeddings)
+    assert copy.bank.inputs.keys() == contents.bank.inputs.keys()
+    for name, array in contents.bank.inputs.items():
+        np.testing.assert_array_equal(copy.bank.inputs[name], array)
     np.testing.assert_array_equal(copy.golden.pixels, contents.golden.pixels)
     assert {file.name for file in (tmp_path / "copy").iterdir()} == {*FILES, CHECKSUMS}
 
@@ -222,7 +225,7 @@ def test_rubbish_for_tensors_is_refused(fake_bundle: Path, content: bytes) -> No
 def test_missing_tensor_is_named(fake_bundle: Path) -> None:
     reseal(fake_bundle, classes__safetensors=(fake_bundle / PROMPTS).read_bytes())
 
-    with pytest.raises(BundleError, match="has no tensor 'class_embeddings'"):
+    with pytest.raises(BundleError, match="has no tensor 'class_matrix'"):
         Bundle(fake_bundle).class_bank()
 
 

@@ -5,7 +5,7 @@ import pytest
 from numpy.typing import NDArray
 
 from vlp_deploy.architecture import TextLayout
-from vlp_deploy.class_bank import ROWS_A_RUN, build_class_embeddings
+from vlp_deploy.class_bank import ROWS_A_RUN, build_class_features
 from vlp_deploy.errors import ClassListError
 from vlp_deploy.prompts import text_rows
 from vlp_deploy.tokenizer import Tokenizer
@@ -23,21 +23,22 @@ class FakeText:
         self.shapes: list[tuple[int, int]] = []
         self.padding = 0
 
-    def __call__(self, ids, eot, slots, prompts) -> NDArray[np.float32]:
+    def __call__(self, ids, eot, slots, prompts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         self.shapes.append(ids.shape)
         self.padding += int((ids.shape[1] - 1 - eot).sum())
-        return np.stack([TABLE[row[: end + 1]].sum(0) for row, end in zip(ids, eot, strict=True)])
+        raw = np.stack([TABLE[row[: end + 1]].sum(0) for row, end in zip(ids, eot, strict=True)])
+        return raw, raw / np.linalg.norm(raw, axis=1, keepdims=True)
 
 
 def build(class_names, **options) -> NDArray[np.float32]:
-    return build_class_embeddings(
+    return build_class_features(
         options.pop("run_text", FakeText()),
         class_names,
         templates=options.pop("templates", TEMPLATES),
         prompts=PROMPTS,
         tokenizer=TOKENIZER,
         **options,
-    )
+    ).embeddings
 
 
 def expected(synonyms: list[str]) -> NDArray[np.float64]:
@@ -86,11 +87,11 @@ def test_order_of_classes_changes_nothing_but_the_order() -> None:
 def test_learned_prompts_reach_the_text_graph() -> None:
     seen = {}
 
-    def run_text(ids, eot, slots, prompts) -> NDArray[np.float32]:
+    def run_text(ids, eot, slots, prompts) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         seen.update(slots=slots, prompts=prompts)
-        return np.ones((len(ids), 6), np.float32)
+        return np.ones((len(ids), 6), np.float32), np.ones((len(ids), 6), np.float32)
 
-    build_class_embeddings(
+    build_class_features(
         run_text,
         [["dog"]],
         templates=["X X {}."],

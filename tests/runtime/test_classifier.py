@@ -92,7 +92,7 @@ def test_softmax_survives_logits_of_hundreds() -> None:
 
 def test_of_equal_logits_the_first_class_wins(fake_bundle: Path) -> None:
     classifier = Classifier.load(fake_bundle).with_classes(["b", "a c", "a\u00adc", "d"])
-    classifier._bank.matrix[:] = 0
+    classifier._bank.inputs["class_matrix"][:] = 0
 
     answer = classifier.classify(pictures(1), top_k=9)[0]
 
@@ -395,11 +395,6 @@ def test_bundle_is_found_by_path_then_by_variable(
 
     assert Classifier.load().bundle.path == other
     assert Classifier.load(str(fake_bundle)).bundle.path == fake_bundle
-
-
-def test_bundle_without_host_head_is_refused(changed_bundle) -> None:
-    with pytest.raises(BundleError, match="host_head"):
-        Classifier.load(changed_bundle(host_head=False))
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,8 @@ class FakeEngine(Engine):
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         if self._graph.role == "text":
-            return {"embedding": _unit(self._text_features(inputs))}
+            features = self._text_features(inputs)
+            return {"feature": features, "embedding": _unit(features)}
         embedding = _unit(self._image_features(inputs["image"]))
         logits = embedding @ inputs["class_matrix"] + inputs["class_bias"]
         return {"embedding": embedding, "logits": logits}

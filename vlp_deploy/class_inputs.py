@@ -1,0 +1,120 @@
+"""From class names to everything that an image graph is given beside the image.
+
+Which inputs those are depends on the structure of the method; `BUILDERS` has one function for each.
+Exporter and runtime share this module, so that new classes enter a graph as the baked ones did.
+
+Legend: K classes, J prompted layers, m prompt tokens, d width of the text tower, D joint width.
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.architecture import ClipConfig, TextLayout
+from vlp_deploy.bundle import ClassBank
+from vlp_deploy.class_bank import ClassFeatures, Floats, Integers, Progress, build_class_features
+from vlp_deploy.prompts import PLAIN
+from vlp_deploy.structures import Coupled, Decoupled, Plain, Structure
+from vlp_deploy.tokenizer import Tokenizer
+
+Synonyms = Sequence[Sequence[str]]  # at least one name for every class
+
+
+class RunGraph(Protocol):
+    """Runs the graph of a role, such as `text`: arrays in and out by name."""
+
+    def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Any]: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClassSource:
+    """All that a checkpoint or a bundle knows about turning names into class inputs."""
+
+    structure: Structure
+    config: ClipConfig
+    layout: TextLayout
+    templates: tuple[str, ...]
+    prompts: Mapping[str, Floats]  # every tensor that was learned, by its name in the checkpoint
+    logit_scale: float
+    base_classes: tuple[str, ...]
+    run: RunGraph
+    tokenizer: Tokenizer = field(default_factory=Tokenizer.default)
+    progress: Progress | None = None
+
+    def features(
+        self,
+        names: Synonyms,
+        prompts: Floats,
+        *,
+        layout: TextLayout | None = None,
+        templates: Sequence[str] | None = None,
+    ) -> ClassFeatures:
+        """Features of `names` with prompts (J, m, d), by default in the source's own sentences."""
+        return build_class_features(
+            self._run_text,
+            names,
+            templates=self.templates if templates is None else templates,
+            prompts=prompts,
+            tokenizer=self.tokenizer,
+            layout=self.layout if layout is None else layout,
+            context_length=self.config.text.context_length,
+            progress=self.progress,
+        )
+
+    def plain_features(self, names: Synonyms, *, templates: Sequence[str]) -> ClassFeatures:
+        """Features of `names` as the backbone has them, without any learned prompt."""
+        return self.features(names, self.no_prompts(), layout=PLAIN, templates=templates)
+
+    def no_prompts(self, *, layers: int = 1) -> Floats:
+        """(J, 0, d)."""
+        return np.zeros((layers, 0, self.config.text.width), np.float32)
+
+    def text_prompts(self) -> Floats:
+        """Prompts that all classes share (J, m, d); (1, 0, d) if none are learned."""
+        prompts = self.prompts.get("text.prompts")
+        return self.no_prompts() if prompts is None else prompts
+
+    def _run_text(
+        self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats
+    ) -> tuple[Floats, Floats]:
+        inputs = {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
+        outputs = self.run("text", inputs)
+        return outputs["feature"], outputs["embedding"]
+
+
+def build_bank(source: ClassSource, names: Synonyms) -> ClassBank:
+    """The inputs for classes `names`, synonyms each. Raises ClassListError."""
+    return BUILDERS[type(source.structure)](source, names)
+
+
+def learned_features(source: ClassSource, names: Synonyms) -> ClassFeatures:
+    """Features with the learned text prompts: shared ones, or each class's own.
+
+    Contexts of their own belong to the training classes in their order; the caller sees to it.
+    """
+    contexts = source.prompts.get("text.class_prompts")  # (K, m, d)
+    if contexts is None:
+        return source.features(names, source.text_prompts())
+    each = [
+        source.features([name], context[None])
+        for name, context in zip(names, contexts, strict=True)
+    ]
+    return ClassFeatures(*(np.concatenate(part) for part in zip(*each, strict=True)))
+
+
+def _plain(source: ClassSource, names: Synonyms) -> ClassBank:
+    """One embedding a class, whatever the image."""
+    embeddings = learned_features(source, names).embeddings
+    return ClassBank.from_embeddings(embeddings, logit_scale=source.logit_scale)
+
+
+Builder = Callable[[ClassSource, Synonyms], ClassBank]
+
+BUILDERS: dict[type[Structure], Builder] = {
+    Plain: _plain,
+    Coupled: _plain,
+    Decoupled: _plain,
+}
