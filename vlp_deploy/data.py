@@ -14,6 +14,7 @@ names underscores become blanks. Files that are hidden, lie outside class folder
 IMAGE_SUFFIXES are left out of a folder; a list is taken at its word.
 """
 
+import math
 import os
 import random
 import unicodedata
@@ -21,7 +22,7 @@ from collections import defaultdict
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 from vlp_deploy.errors import DataError, ImageError
 from vlp_deploy.images import IMAGE_SUFFIXES, check_header
@@ -36,6 +37,8 @@ SPLIT_NAMES = {
 }
 UNSPLIT = "all"
 NAMED_IN_ERRORS = 10
+
+Subset = Literal["all", "base", "new"]  # of the classes
 
 
 class Sample(NamedTuple):
@@ -52,6 +55,16 @@ class Dataset:
     class_names: tuple[str, ...]
     splits: Mapping[str, tuple[Sample, ...]]
     source: Path
+
+    def __post_init__(self) -> None:
+        classes = range(len(self.class_names))
+        for split, samples in self.splits.items():
+            wrong = next((sample for sample in samples if sample.label not in classes), None)
+            if wrong is not None:
+                raise DataError(
+                    f"{self.source}, split {split}: {wrong.path} has label {wrong.label}, but"
+                    f" there are {len(classes)} class names. Give every label from 0 on a name."
+                )
 
     def split(self, name: str) -> tuple[Sample, ...]:
         """The samples of one split; all samples where the source has no splits.
@@ -98,6 +111,39 @@ def load_dataset(
     class_names = _class_names(labels, source=source, names=names, names_file=classnames)
     _check_training_covers(splits, class_names, source)
     return Dataset(class_names=class_names, splits=splits, source=source)
+
+
+def subset(dataset: Dataset, which: Subset) -> Dataset:
+    """Half of a data set's classes, labels counted from 0 again: the base-to-new protocol.
+
+    With K classes in the order of their labels, "base" are the first ⌈K/2⌉ and "new" the rest
+    (CoCoOp's protocol, `subsample_classes` in its code). `few_shot` draws the same images for the
+    base classes as it draws for them from the whole.
+
+    Raises:
+        DataError: a half of fewer than two classes, or a split without images of that half.
+    """
+    if which == "all":
+        return dataset
+    middle = math.ceil(len(dataset.class_names) / 2)
+    if len(dataset.class_names) - middle < 2:
+        raise DataError(
+            f"{dataset.source} has {len(dataset.class_names)} classes, which cannot be parted into"
+            " base and new ones. Expected at least 4: two to tell apart in each half."
+        )
+    labels = slice(middle) if which == "base" else slice(middle, None)
+    kept = range(len(dataset.class_names))[labels]
+    splits = {
+        split: tuple(Sample(s.path, s.label - kept.start) for s in samples if s.label in kept)
+        for split, samples in dataset.splits.items()
+    }
+    empty = [split for split, samples in splits.items() if not samples]
+    if empty:
+        raise DataError(
+            f"{dataset.source} has no {_enumerate(empty)} images of the {which} classes"
+            f" {_enumerate(dataset.class_names[labels])}. Add some, or use all classes."
+        )
+    return Dataset(class_names=dataset.class_names[labels], splits=splits, source=dataset.source)
 
 
 def few_shot(samples: Sequence[Sample], *, shots: int, seed: int) -> tuple[Sample, ...]:

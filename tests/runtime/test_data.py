@@ -8,13 +8,14 @@ import random
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import Literal
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset
+from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset, subset
 from vlp_deploy.errors import DataError, MissingExtraError
 from vlp_deploy.find_images import ImageFinder
 from vlp_deploy.images import IMAGE_SUFFIXES
@@ -456,6 +457,96 @@ def test_impossible_few_shot_is_an_error(labels: list[int], shots: int, message:
     samples = [Sample(Path(f"{i}.png"), label) for i, label in enumerate(labels)]
     with pytest.raises(DataError, match=message):
         few_shot(samples, shots=shots, seed=1)
+
+
+# Base and new classes
+
+
+def lettered(classes: int, *, images: int = 3) -> Dataset:
+    """Classes a, b, c, … with images in train and test."""
+    names = tuple(chr(ord("a") + label) for label in range(classes))
+    splits = {
+        split: tuple(
+            Sample(Path(f"{split}/{names[label]}/{i}.png"), label)
+            for i in range(images)
+            for label in range(classes)
+        )
+        for split in ("train", "test")
+    }
+    return Dataset(class_names=names, splits=splits, source=Path("letters"))
+
+
+@pytest.mark.parametrize(("classes", "base"), [(4, "ab"), (5, "abc"), (7, "abcd"), (8, "abcd")])
+def test_base_are_the_first_half_rounded_up_and_new_the_rest(classes: int, base: str) -> None:
+    whole = lettered(classes)
+    first, rest = subset(whole, "base"), subset(whole, "new")
+    assert "".join(first.class_names) == base
+    assert first.class_names + rest.class_names == whole.class_names
+    for half in (first, rest):
+        for split, samples in half.splits.items():
+            assert {sample.label for sample in samples} == set(range(len(half.class_names)))
+            for path, label in samples:
+                assert path.parent == Path(split) / half.class_names[label]
+            there = [s.path for s in whole.splits[split]]
+            assert [path for path, _ in samples] == [
+                path for path in there if path.parent.name in half.class_names
+            ]
+
+
+def test_subset_of_all_classes_is_the_data_itself() -> None:
+    whole = lettered(3)
+    assert subset(whole, "all") is whole
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_base_classes_get_the_shots_that_they_get_in_the_whole(seed: int) -> None:
+    whole = lettered(5, images=9)
+    everything = few_shot(whole.split("train"), shots=2, seed=seed)
+    base = few_shot(subset(whole, "base").split("train"), shots=2, seed=seed)
+    assert list(base) == [sample for sample in everything if sample.label < 3]
+
+
+@pytest.mark.parametrize("source", ["folder", "splits", "list.csv", "coop.json"])
+def test_every_form_of_data_is_parted(tmp_path: Path, source: str) -> None:
+    names = [f"{letter}/{i}.png" for letter in "abcde" for i in range(2)]
+    parts = ("train/", "test/") if source == "splits" else ("",)
+    data = touch(tmp_path, *(part + name for part in parts for name in names))
+    if source == "list.csv":
+        lines = [f"{name},{name[0]}" for name in reversed(names)]
+        data = write(tmp_path / source, "\n".join(["path,label", *lines]))
+    if source == "coop.json":
+        entries = [[name, "abcde".index(name[0]), name[0]] for name in names]
+        data = write(tmp_path / source, json.dumps({"train": entries}))
+
+    new = subset(load_dataset(data), "new")
+
+    assert new.class_names == ("d", "e")
+    found = {(sample.path.parent.name, sample.label) for sample in new.split("train")}
+    assert found == {("d", 0), ("e", 1)}
+
+
+@pytest.mark.parametrize("which", ["base", "new"])
+def test_three_classes_have_no_two_halves(which: Literal["base", "new"]) -> None:
+    with pytest.raises(DataError, match="has 3 classes, which cannot be parted"):
+        subset(lettered(3), which)
+
+
+def test_a_half_without_test_images_is_an_error() -> None:
+    whole = lettered(4)
+    test = tuple(sample for sample in whole.split("test") if sample.label < 2)
+    lopsided = Dataset(
+        class_names=whole.class_names, splits={**whole.splits, "test": test}, source=whole.source
+    )
+    assert subset(lopsided, "base").split("test") == test
+    with pytest.raises(DataError, match="no test images of the new classes c, d"):
+        subset(lopsided, "new")
+
+
+@pytest.mark.parametrize("label", [-1, 2, 1000])
+def test_a_label_without_a_class_name_is_an_error(label: int) -> None:
+    samples = (Sample(Path("a.png"), 0), Sample(Path("b.png"), label))
+    with pytest.raises(DataError, match=rf"b\.png has label {label}, but there are 2 class names"):
+        Dataset(class_names=("a", "b"), splits={"test": samples}, source=Path("data"))
 
 
 # Readable images
