@@ -24,3 +24,12 @@ def test_learning_rate_of_two_epochs_is_one_of_warm_up_and_one_at_the_peak() -> 
 
 def test_learning_rate_without_warm_up_starts_at_the_peak() -> None:
     assert learning_rate(0, epochs=3, peak=0.5, warmup_epochs=0) == 0.5
+
+
+def test_a_constant_rate_stays_at_the_peak_after_the_warm_up() -> None:
+    rates = [
+        learning_rate(epoch, epochs=4, peak=0.5, warmup_epochs=1, schedule="constant")
+        for epoch in range(4)
+    ]
+
+    assert rates == [1e-5, 0.5, 0.5, 0.5]

@@ -20,6 +20,7 @@ from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
 from vlp_train.images import ImageSet
 from vlp_train.prompted import PLAIN_IMAGE, PLAIN_TEXT, PromptedClip, Prompts
+from vlp_train.schedule import Schedule
 
 INIT_STD = 0.02  # of every prompt that starts at random, in the official code of all methods
 
@@ -30,8 +31,12 @@ class Training:
 
     epochs: int
     learning_rate: float
-    batch_size: int
+    batch_size: int  # images a forward pass; a step takes `accumulate` times as many
     warmup_epochs: int = 1
+    schedule: Schedule = "cosine"
+    momentum: float = 0.9
+    weight_decay: float = 5e-4  # on prompts too, as in the official code
+    accumulate: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +47,7 @@ class Task:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     seed: int
+    class_chunk: int | None = None  # prompts the text tower reads at once; 0 = all, None = what fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,6 +69,7 @@ class Method(nn.Module):
 
     learns_text: ClassVar[bool]
     learns_image: ClassVar[bool]
+    data_parallel: ClassVar[bool] = True  # False if the loss is no mean over the batch's images
     prompted: PromptedClip
 
     def __init__(
