@@ -57,7 +57,7 @@ def test_a_method_learns_its_prompts_and_nothing_else(tiny_clip: Clip, name: str
     assert bool(parameters) == (method.learns_text or method.learns_image)
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in parameters)
     assert all(p.grad is None and not p.requires_grad for p in tiny_clip.parameters())
-    assert sum(p.numel() for p in parameters) == sum(t.numel() for t in method.prompts().values())
+    assert all(prompt.requires_grad for prompt in method.prompts().values())
 
 
 @pytest.mark.parametrize("name", ["coop", "vpt"])

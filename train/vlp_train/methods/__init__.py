@@ -10,6 +10,11 @@ import msgspec
 from vlp_deploy.errors import TrainingError
 from vlp_train.methods.base import Method, Task, Training
 from vlp_train.methods.coop import CoOp, CoOpConfig
+from vlp_train.methods.deep_language import DeepLanguage, DeepLanguageConfig
+from vlp_train.methods.ivlp import Ivlp, IvlpConfig
+from vlp_train.methods.kgcoop import KgCoOp, KgCoOpConfig
+from vlp_train.methods.maple import Maple, MapleConfig
+from vlp_train.methods.promptsrc import PromptSrc, PromptSrcConfig
 from vlp_train.methods.vpt import Vpt, VptConfig
 from vlp_train.methods.zeroshot import ZeroShot, ZeroShotConfig
 
@@ -42,7 +47,12 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "zeroshot": Entry("nothing; templates are averaged", ZeroShotConfig, ZeroShot),
     "coop": Entry("the words around the class name", CoOpConfig, CoOp),
+    "kgcoop": Entry("CoOp's words, held near a sentence", KgCoOpConfig, KgCoOp),
     "vpt": Entry("tokens beside the image patches", VptConfig, Vpt),
+    "deep_language": Entry("text tokens in many layers", DeepLanguageConfig, DeepLanguage),
+    "ivlp": Entry("text and image tokens in many layers", IvlpConfig, Ivlp),
+    "maple": Entry("text tokens, and image tokens made of them", MapleConfig, Maple),
+    "promptsrc": Entry("IVLP's tokens, held near CLIP", PromptSrcConfig, PromptSrc),
 }
 
 

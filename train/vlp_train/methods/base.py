@@ -16,10 +16,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.structures import Structure
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
+from vlp_train.forward import FORWARDS
 from vlp_train.images import ImageSet
-from vlp_train.prompted import PLAIN_IMAGE, PLAIN_TEXT, PromptedClip, Prompts
+from vlp_train.prompted import PLAIN, PLAIN_IMAGE, PLAIN_TEXT, PromptedClip, Prompts
 from vlp_train.schedule import Schedule
 
 INIT_STD = 0.02  # of every prompt that starts at random, in the official code of all methods
@@ -47,7 +49,9 @@ class Task:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     seed: int
-    class_chunk: int | None = None  # prompts the text tower reads at once; 0 = all, None = what fits
+    class_chunk: int | None = (
+        None  # prompts the text tower reads at once; 0 = all, None = what fits
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +68,7 @@ class Method(nn.Module):
     """Base of all methods; a subclass sets the two flags and implements `prompts`.
 
     Parameters and buffers are what a run saves. A method that minimises more than the cross-entropy
-    of its logits overrides `step`, one whose logits are not cosines of its features `logits`.
+    of its logits overrides `step`. `finish` may change `prompted.structure`.
     """
 
     learns_text: ClassVar[bool]
@@ -79,15 +83,19 @@ class Method(nn.Module):
         templates: Sequence[str],
         text_layout: TextLayout = PLAIN_TEXT,
         visual_layout: VisualLayout = PLAIN_IMAGE,
+        structure: Structure = PLAIN,
+        base_classes: Sequence[str] = (),
     ) -> None:
         super().__init__()
-        self.prompted = PromptedClip(
+        self.prompted = FORWARDS[type(structure)](
             task.clip,
             task.class_names,
             templates=templates,
             preprocessing=task.preprocessing,
             text_layout=text_layout,
             visual_layout=visual_layout,
+            structure=structure,
+            base_classes=base_classes,
         )
 
     def prompts(self) -> Prompts:
@@ -124,6 +132,13 @@ class Method(nn.Module):
 
     def end_of_epoch(self, epoch: int) -> None:
         """Called after the last step of an epoch (0 is the first), before it is saved."""
+
+    def finish(self, images: ImageSet) -> None:
+        """Called once, after the last epoch, with the images that were trained on.
+
+        For what is computed from finished prompts and not learned; nothing of it is saved before,
+        so it has to come out the same when a finished run is resumed.
+        """
 
     def finish(self) -> None:
         """Called after the last epoch was saved: what it changes is in the checkpoint only."""

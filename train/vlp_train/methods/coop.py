@@ -73,13 +73,7 @@ class CoOp(Method):
 
     def __init__(self, config: CoOpConfig, task: Task) -> None:
         """Raises TrainingError if the text tower reads too few tokens for the context."""
-        length = task.clip.config.text.context_length
-        if config.tokens > length - OTHER_TOKENS:
-            raise TrainingError(
-                f"context_tokens={config.tokens} are too many: the text tower reads {length} "
-                "tokens, and start, end, full stop and a token of the class name need "
-                f"{OTHER_TOKENS}. Give at most {length - OTHER_TOKENS}"
-            )
+        check_context(config.tokens, task.clip.config.text.context_length)
         layout = TextLayout(tokens=config.tokens, position=config.position)
         super().__init__(task, templates=(config.template,), text_layout=layout)
         self.class_specific = config.class_specific
@@ -100,3 +94,13 @@ class CoOp(Method):
         """One layer of text prompts, or one context a class."""
         name = "text.class_prompts" if self.class_specific else "text.prompts"
         return {name: self.context}
+
+
+def check_context(tokens: int, length: int) -> None:
+    """Raise TrainingError if no class name has room beside the learned tokens."""
+    if tokens > length - OTHER_TOKENS:
+        raise TrainingError(
+            f"{tokens} learned text tokens are too many: the text tower reads {length} tokens, and "
+            f"start, end, full stop and a token of the class name need {OTHER_TOKENS}. Give at "
+            f"most {length - OTHER_TOKENS}"
+        )
