@@ -15,7 +15,7 @@ from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.methods import METHODS, Method, Task, method_config
 from vlp_train.methods.base import Inputs
-from vlp_train.reference import reference_logits
+from vlp_train.reference import references
 
 NAMES = ("red fox", "green_frog", "blue whale")
 PIXELS = np.random.default_rng(0).integers(0, 256, (8, 3, 16, 16), dtype=np.uint8)
@@ -80,8 +80,7 @@ def checkpoint_of(method: Method, name: str) -> PromptCheckpoint:
         ),
         tensors={
             **{name: value.numpy().copy() for name, value in prompts.items()},
-            "reference.pixels": PIXELS,
-            "reference.logits": reference_logits(prompted, prompts, PIXELS),
+            **references(prompted, prompts, PIXELS),
         },
     )
 
@@ -93,6 +92,6 @@ def check_export(method: Method, name: str) -> BundleContents:
     logits = contents.golden.logits  # what the graphs answered when they were proven
 
     assert np.abs(logits - checkpoint.tensors["reference.logits"]).max() <= LOGIT_TOLERANCE
-    unprompted = reference_logits(method.prompted, {}, PIXELS)
+    unprompted = references(method.prompted, {}, PIXELS)["reference.logits"]
     assert np.abs(logits - unprompted).max() > 1
     return contents

@@ -13,23 +13,24 @@ from torch import Tensor
 
 from vlp_deploy.bundle import Bundle
 from vlp_train.backbones import reload_backbone
+from vlp_train.forward import prompted_clip
 from vlp_train.prompted import PromptedClip
 
 
 class EagerClassifier:
-    """Pixels to logits through the prompted CLIP."""
+    """Pixels to logits through the un-folded model."""
 
     def __init__(self, model: PromptedClip, prompts: Mapping[str, Tensor]) -> None:
         self.model, self.prompts = model, prompts
         with torch.inference_mode():
-            self.class_features = model.class_features(prompts)  # (K, D)
+            self.classes = model.classes(prompts)
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, 3, S, S) → float32 (B, K)."""
         with torch.inference_mode():
-            features = self.model.image_features(torch.from_numpy(pixels), self.prompts)
-            logits: NDArray[np.float32] = self.model.logits(features, self.class_features).numpy()
-        return logits
+            logits = self.model.predict(torch.from_numpy(pixels), self.prompts, self.classes)
+        answers: NDArray[np.float32] = logits.numpy()
+        return answers
 
 
 def load_eager(
@@ -42,13 +43,6 @@ def load_eager(
     """
     torch.set_num_threads(threads)
     manifest = bundle.manifest
-    model = PromptedClip(
-        reload_backbone(manifest.backbone, pretrained),
-        classes,
-        templates=manifest.templates,
-        preprocessing=manifest.preprocessing,
-        text_layout=manifest.text_layout,
-        visual_layout=manifest.visual_layout,
-    )
+    model = prompted_clip(manifest, reload_backbone(manifest.backbone, pretrained), classes)
     prompts = {name: torch.from_numpy(value) for name, value in bundle.prompts().items()}
     return EagerClassifier(model, prompts)

@@ -6,7 +6,7 @@ images prepared as they are when served.
 Legend: B images of a batch, n images, K classes, D joint width.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -17,6 +17,7 @@ from vlp_deploy.data import Dataset, Sample
 from vlp_deploy.errors import ClassListError, DataError
 from vlp_train.backbones import reload_backbone
 from vlp_train.clip import Clip
+from vlp_train.forward import prompted_clip
 from vlp_train.images import ImageSet
 from vlp_train.prompted import PromptedClip, Prompts
 
@@ -50,14 +51,7 @@ def evaluate(
     if CLASS_PROMPTS in checkpoint.tensors:
         _check_same_classes(header.class_names, dataset.class_names)
     clip = clip or reload_backbone(header.backbone, pretrained)
-    prompted = PromptedClip(
-        clip,
-        dataset.class_names,
-        templates=header.templates,
-        preprocessing=header.preprocessing,
-        text_layout=header.text_layout,
-        visual_layout=header.visual_layout,
-    )
+    prompted = prompted_clip(header, clip, dataset.class_names)
     prompts = {
         name: torch.from_numpy(value).to(prompted.device)
         for name, value in checkpoint.tensors.items()
@@ -70,20 +64,26 @@ def check_servable(prompted: PromptedClip, prompts: Prompts, class_names: Sequen
     """Raise ClassListError if these prompts cannot serve `class_names`; cheap."""
     if CLASS_PROMPTS in prompts:
         _check_same_classes(prompted.class_names, class_names)
-    PromptedClip(
+    type(prompted)(
         prompted.clip,
         class_names,
         templates=prompted.templates,
         preprocessing=prompted.preprocessing,
         text_layout=prompted.text_layout,
+        visual_layout=prompted.visual_layout,
+        structure=prompted.structure,
+        base_classes=prompted.base_classes,
     )
 
 
 @torch.no_grad()
 def accuracy(prompted: PromptedClip, prompts: Prompts, samples: Sequence[Sample]) -> Accuracy:
     """Top-1 accuracy of a forward pass. Raises DataError if there are no samples."""
-    image_features, labels = _all_features(prompted, prompts, samples)
-    return _top1(prompted.logits(image_features, prompted.class_features(prompts)), labels)
+    classes = prompted.classes(prompts)
+    logits, labels = _collect(
+        prompted, samples, lambda pixels: prompted.predict(pixels, prompts, classes)
+    )
+    return _top1(logits, labels)
 
 
 @torch.no_grad()
@@ -101,26 +101,27 @@ def zero_shot_accuracies(
         name: PromptedClip(clip, dataset.class_names, templates=group, preprocessing=preprocessing)
         for name, group in sets.items()
     }
-    image_features, labels = _all_features(prompted[ENSEMBLE], {}, dataset.split(split))
+    image_features, labels = _collect(
+        prompted[ENSEMBLE],
+        dataset.split(split),
+        lambda pixels: prompted[ENSEMBLE].image_features(pixels, {}),
+    )
     return {
         name: _top1(each.logits(image_features, each.class_features({})), labels)
         for name, each in prompted.items()
     }
 
 
-def _all_features(
-    prompted: PromptedClip, prompts: Prompts, samples: Sequence[Sample]
+def _collect(
+    prompted: PromptedClip, samples: Sequence[Sample], compute: Callable[[Tensor], Tensor]
 ) -> tuple[Tensor, Tensor]:
-    """Image features (n, D) and labels (n,)."""
+    """What `compute` makes of the samples' pixels, (n, …), and their labels (n,)."""
     if not samples:
         raise DataError("there are no images to measure the accuracy on")
     images = ImageSet(samples, prompted.preprocessing)
-    batches = [
-        (prompted.image_features(batch.pixels, prompts), batch.labels)
-        for batch in images.in_order(BATCH)
-    ]
-    features, labels = zip(*batches, strict=True)
-    return torch.cat(features), torch.cat(labels).to(prompted.device)
+    batches = [(compute(batch.pixels), batch.labels) for batch in images.in_order(BATCH)]
+    values, labels = zip(*batches, strict=True)
+    return torch.cat(values), torch.cat(labels).to(prompted.device)
 
 
 def _top1(logits: Tensor, labels: Tensor) -> Accuracy:

@@ -103,7 +103,8 @@ def fit(
         method.end_of_epoch(epoch)
         log = (*log, means.epoch(epoch + 1, rate=rate, seconds=time.perf_counter() - started))
         _save(method, optimiser, scaler, run, options, log)
-    method.finish()
+    with torch.no_grad():
+        method.finish(images)
     return log
 
 

@@ -2,12 +2,14 @@
 
 What a prompt checkpoint means is defined here, by its neutral tensors and layouts alone: training,
 evaluation and the reference logits that exports are proven against all go through this module.
+Structures that are more than plain tokens have subclasses (`vlp_train.forward` has the table).
 
 Legend: B images, K classes, T templates, D joint width, S image size; J layers, m tokens and d
 width of a tower's prompts.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -15,12 +17,14 @@ from torch import Tensor
 
 from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
 from vlp_deploy.prompts import TextRows, text_rows
+from vlp_deploy.structures import Plain, Structure
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
 
-PLAIN_TEXT, PLAIN_IMAGE = TextLayout(), VisualLayout()
+PLAIN_TEXT, PLAIN_IMAGE, PLAIN = TextLayout(), VisualLayout(), Plain()
 
-Prompts = Mapping[str, Tensor]  # "text.prompts", "text.class_prompts", "visual.prompts"
+Prompts = Mapping[str, Tensor]  # by their names in a checkpoint, such as "text.prompts"
+Classes = Any  # whatever a forward pass computes from the class names alone
 
 
 class PromptedClip:
@@ -35,9 +39,12 @@ class PromptedClip:
         preprocessing: Preprocessing,
         text_layout: TextLayout = PLAIN_TEXT,
         visual_layout: VisualLayout = PLAIN_IMAGE,
+        structure: Structure = PLAIN,
+        base_classes: Sequence[str] = (),
     ) -> None:
         """Raises ClassListError for names or templates that cannot be tokenized."""
         self.clip = clip
+        self.structure, self.base_classes = structure, tuple(base_classes)
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         self.preprocessing = preprocessing
         self.text_layout, self.visual_layout = text_layout, visual_layout
@@ -61,6 +68,19 @@ class PromptedClip:
             tensor.to(device)
             for tensor in (self._ids, self._eot, self._slots, self._mean, self._std)
         )
+
+    def classes(self, prompts: Prompts, *, plain: bool = False) -> Classes:
+        """All that depends on the class names and not on the image: here features (K, D)."""
+        return self.class_features(prompts, plain=plain)
+
+    def predict(self, pixels: Tensor, prompts: Prompts, classes: Classes) -> Tensor:
+        """Logits (B, K) of uint8 pixels (B, 3, S, S); no row depends on another."""
+        return self.logits(self.image_features(pixels, prompts), classes)
+
+    def references(self, prompts: Prompts, pixels: Tensor) -> dict[str, Tensor]:
+        """The answers that an export is proven by: `reference.logits` (8, K), plain throughout."""
+        classes = self.classes(prompts, plain=True)
+        return {"reference.logits": self.predict(pixels, prompts, classes)}
 
     def class_features(self, prompts: Prompts, *, plain: bool = False) -> Tensor:
         """L2-normalised class embeddings (K, D), the mean direction of all templates.

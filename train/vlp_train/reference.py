@@ -32,11 +32,10 @@ def reference_pixels(samples: Sequence[Sample], preprocessing: Preprocessing) ->
 
 
 @torch.no_grad()
-def reference_logits(
+def references(
     prompted: PromptedClip, prompts: Prompts, pixels: NDArray[np.uint8]
-) -> NDArray[np.float32]:
-    """(8, K)."""
-    image_features = prompted.image_features(torch.from_numpy(pixels), prompts)
-    class_features = prompted.class_features(prompts, plain=True)
-    logits: NDArray[Any] = prompted.logits(image_features, class_features).cpu().numpy()
-    return logits.astype(np.float32)
+) -> dict[str, NDArray[Any]]:
+    """`reference.pixels` (8, 3, S, S), `reference.logits` (8, K), and more where it takes more."""
+    answers = prompted.references(prompts, torch.from_numpy(pixels))
+    arrays = {name: value.cpu().numpy().astype(np.float32) for name, value in answers.items()}
+    return {"reference.pixels": pixels, **arrays}

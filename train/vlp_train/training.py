@@ -33,7 +33,7 @@ from vlp_train.images import ImageSet
 from vlp_train.methods import Config, method_config, method_entry
 from vlp_train.methods.base import Method, Task, Training
 from vlp_train.prompted import Prompts
-from vlp_train.reference import reference_logits, reference_pixels
+from vlp_train.reference import reference_pixels, references
 from vlp_train.run import Epoch, Run
 
 TEST = "test"  # the metric of the data's own test split
@@ -343,8 +343,7 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
         header=_header(job, log, seconds=seconds),
         tensors={
             **{name: value.numpy() for name, value in prompts.items()},
-            "reference.pixels": pixels,
-            "reference.logits": reference_logits(prompted, prompts, pixels),
+            **references(prompted, prompts, pixels),
         },
     )
     _add_metrics(run, job, checkpoint, metrics)
@@ -387,6 +386,8 @@ def _header(job: _Job, log: Sequence[Epoch], *, seconds: float) -> Header:
         templates=prompted.templates,
         text_layout=prompted.text_layout,
         visual_layout=prompted.visual_layout,
+        structure=prompted.structure,
+        base_classes=prompted.base_classes,
         preprocessing=job.preprocessing,
         provenance={
             "made_by": "vlp train",

@@ -136,12 +136,9 @@ class Method(nn.Module):
     def finish(self, images: ImageSet) -> None:
         """Called once, after the last epoch, with the images that were trained on.
 
-        For what is computed from finished prompts and not learned; nothing of it is saved before,
-        so it has to come out the same when a finished run is resumed.
+        What it changes is in the checkpoint only: when a run is resumed that had finished its
+        epochs, it is called again.
         """
-
-    def finish(self) -> None:
-        """Called after the last epoch was saved: what it changes is in the checkpoint only."""
 
 
 def check_templates(templates: Sequence[str]) -> None:

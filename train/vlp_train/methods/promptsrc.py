@@ -148,7 +148,7 @@ class PromptSrc(Ivlp):
         self.visual_average += weight * self.visual
 
     @torch.no_grad()
-    def finish(self) -> None:
+    def finish(self, images: ImageSet) -> None:
         """The average becomes the result."""
         self.text.copy_(self.text_average)
         self.visual.copy_(self.visual_average)
