@@ -1,0 +1,222 @@
+"""Every method beside zero-shot on the embedded emoji: base, new, their harmonic mean, new styles.
+
+    python benchmarks/bench_methods.py [--methods coop vpt …] [--seeds 1 2 3] [--shots 2]
+
+A run draws `shots` of the four training styles for each base class and learns from them, with the
+options of the method's recipe (`vlp_train.recipes`). Measured are
+
+    base     drawings of the training styles that were not drawn, classes of the training
+    new      drawings of the training styles, classes that nobody trained on
+    H        the harmonic mean of the two
+    styles   drawings of three vendors whose style nobody trained on, classes of the training
+
+by the un-folded forward pass. Zero-shot is the best of the templates, chosen on each column for
+itself: what a tuned prompt has to beat. A table goes to stdout, a line to `results/methods.jsonl`.
+"""
+
+import argparse
+import csv
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import import_module
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import msgspec
+
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.cli import run
+from vlp_deploy.data import Sample, few_shot, load_dataset
+from vlp_deploy.embedded import emoji_path
+from vlp_deploy.measure import describe_machine
+from vlp_train.evaluate import ENSEMBLE
+from vlp_train.recipes import Recipe
+
+RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
+ZERO_SHOT = "zeroshot"
+COLUMNS = ("base", "new", "H", "styles")
+# a stage-1 method for every run of DPC; the names are those of the recipes
+STAGE_1 = {
+    "dpc-coop": "coop",
+    "dpc-ivlp": "ivlp",
+    "dpc-maple": "maple",
+    "dpc-promptsrc": "promptsrc",
+}
+METHODS = (
+    ZERO_SHOT,
+    *("coop", "cocoop", "kgcoop", "vpt", "deep_language", "ivlp", "maple", "promptsrc"),
+    *("dpt", "dcp", "dpl", *STAGE_1),
+)
+
+Scores = dict[str, float]  # by column
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """One seed's files: `base` has a train and a test split, the others test only."""
+
+    base: Path
+    new: Path
+    styles: Path
+
+
+def write_data(folder: Path, *, shots: int, seed: int) -> Data:
+    """Draw the shots and write lists of what is learned from and what is measured on."""
+    base, new = (load_dataset(emoji_path() / f"split_zhou_{part}.json") for part in ("base", "new"))
+    drawn = few_shot(base.split("train"), shots=shots, seed=seed)
+    left = [sample for sample in base.split("train") if sample not in set(drawn)]
+    splits = {
+        "base": (base.class_names, {"train": drawn, "test": left}),
+        "new": (new.class_names, {"test": new.split("train")}),
+        "styles": (base.class_names, {"test": base.split("test")}),
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, (class_names, samples) in splits.items():
+        _write_list(folder / f"{name}.csv", class_names, samples)
+    return Data(**{name: folder / f"{name}.csv" for name in splits})
+
+
+def _write_list(
+    path: Path, class_names: Sequence[str], splits: Mapping[str, Sequence[Sample]]
+) -> None:
+    with path.open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["path", "label", "split"])
+        for split, samples in splits.items():
+            writer.writerows((s.path, class_names[s.label], split) for s in samples)
+
+
+def train(name: str, data: Data, folder: Path, *, seed: int) -> tuple[Scores, float]:
+    """One run's accuracies in percent, and its seconds."""
+    recipe = recipe_of(name)
+    started = time.perf_counter()
+    arguments = ["train", str(data.base), "--method", recipe.method, *options_of(recipe)]
+    arguments += ["--seed", str(seed), "--output", str(folder / name), "--force"]
+    arguments += ["--evaluate", str(data.new), "--evaluate", str(data.styles)]
+    if name in STAGE_1:
+        arguments += ["--stage1", str(folder / STAGE_1[name])]
+    if run(arguments):
+        raise SystemExit(f"vlp {' '.join(arguments)} failed")
+    metrics = PromptCheckpoint.load(folder / name).header.provenance["metrics"]
+    return scores_of(metrics), time.perf_counter() - started
+
+
+def recipe_of(name: str) -> Recipe:
+    """The recipe of a row of the table."""
+    recipe: Recipe = import_module(f"vlp_train.recipes.{name.replace('-', '_')}").RECIPE
+    return recipe
+
+
+def options_of(recipe: Recipe) -> list[str]:
+    """The recipe's options but for shots and seed, which are drawn here."""
+    options = list(recipe.options)
+    for name in ("--shots", "--seed"):
+        if name in options:
+            index = options.index(name)
+            del options[index : index + 2]
+    return options
+
+
+def scores_of(metrics: Mapping[str, Any]) -> Scores:
+    """The columns of the table."""
+    base, new, styles = (
+        100 * metrics[source]["top1"] for source in ("test", "new.csv", "styles.csv")
+    )
+    return {"base": base, "new": new, "H": harmonic(base, new), "styles": styles}
+
+
+def harmonic(a: float, b: float) -> float:
+    """Harmonic mean of two percentages."""
+    return 2 * a * b / (a + b) if a + b else 0.0
+
+
+def zero_shot(data: Data, folder: Path) -> tuple[Scores, float]:
+    """The best accuracy of any one template or of their average, column by column."""
+    recipe = recipe_of(ZERO_SHOT)
+    started = time.perf_counter()
+    best: dict[str, float] = {}
+    for column in ("base", "new", "styles"):
+        arguments = ["train", str(getattr(data, column)), "--method", ZERO_SHOT, *recipe.options]
+        if run([*arguments, "--output", str(folder / ZERO_SHOT), "--force"]):
+            raise SystemExit(f"zero-shot on {column} failed")
+        metrics = PromptCheckpoint.load(folder / ZERO_SHOT).header.provenance["metrics"]
+        assert ENSEMBLE in metrics, "several templates are compared"
+        best[column] = 100 * max(metric["top1"] for metric in metrics.values())
+    scores = {**best, "H": harmonic(best["base"], best["new"])}
+    return scores, time.perf_counter() - started
+
+
+def check_dpc(runs: Mapping[str, Sequence[Scores]]) -> None:
+    """DPC serves new classes with its backbone's prompt: the accuracies must be the same."""
+    for name, backbone in STAGE_1.items():
+        for tuned, before in zip(runs.get(name, ()), runs.get(backbone, ()), strict=False):
+            assert tuned["new"] == before["new"], f"{name} changed the answers for new classes"
+
+
+def table(runs: Mapping[str, Sequence[Scores]], seconds: Mapping[str, float]) -> str:
+    """Markdown: mean ± standard deviation over the seeds, the best of each column marked."""
+    means = {
+        name: {column: mean(s[column] for s in scores) for column in COLUMNS}
+        for name, scores in runs.items()
+    }
+    best = {column: max(row[column] for row in means.values()) for column in COLUMNS}
+    lines = [
+        f"| method | {' | '.join(COLUMNS)} | seconds |",
+        f"|---|{'---|' * (len(COLUMNS) + 1)}",
+    ]
+    for name, scores in runs.items():
+        cells = []
+        for column in COLUMNS:
+            spread = stdev(s[column] for s in scores) if len(scores) > 1 else 0.0
+            cell = f"{means[name][column]:.1f} ± {spread:.1f}"
+            cells.append(f"**{cell}**" if means[name][column] == best[column] else cell)
+        lines.append(f"| {name} | {' | '.join(cells)} | {seconds[name]:.0f} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
+    parser.add_argument("--shots", type=int, default=2)
+    options = parser.parse_args()
+    wanted = {name: None for name in options.methods}
+    wanted |= {STAGE_1[name]: None for name in options.methods if name in STAGE_1}
+    names = [name for name in METHODS if name in wanted]  # stage 1 before stage 2
+    runs: dict[str, list[Scores]] = {name: [] for name in names}
+    seconds = dict.fromkeys(names, 0.0)
+    with tempfile.TemporaryDirectory() as scratch:
+        for seed in options.seeds:
+            folder = Path(scratch) / str(seed)
+            data = write_data(folder / "data", shots=options.shots, seed=seed)
+            for name in names:
+                if name == ZERO_SHOT:
+                    scores, took = zero_shot(data, folder)
+                else:
+                    scores, took = train(name, data, folder, seed=seed)
+                runs[name].append(scores)
+                seconds[name] += took / len(options.seeds)
+    check_dpc(runs)
+    print(table(runs, seconds))
+    line = {
+        "when": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": " ".join(["python", *sys.argv]),
+        "machine": msgspec.to_builtins(describe_machine(["torch", "numpy"])),
+        "shots": options.shots,
+        "seeds": options.seeds,
+        "percent": runs,
+        "seconds": seconds,
+    }
+    RESULTS.parent.mkdir(exist_ok=True)
+    with RESULTS.open("a") as file:
+        file.write(json.dumps(line) + "\n")
+
+
+if __name__ == "__main__":
+    main()
