@@ -43,9 +43,13 @@ class GraphBuilder:
         self._graph.outputs.append(value)
 
     def weight(self, name: str, array: NDArray[Any]) -> Value:
-        """An initialiser; the name is the tensor's key in the state dict where there is one."""
+        """An initialiser; the name is the tensor's key in the state dict where there is one.
+
+        Written once, however often it is asked for: a tower may run twice in a graph. Raises
+        ValueError for other content under a name that is taken.
+        """
         if name in self._graph.initializers:
-            raise ValueError(f"the graph has a weight {name!r} already")
+            return self._same_weight(name, array)
         value = ir.val(name, const_value=ir.tensor(array, name=name))
         self._graph.register_initializer(value)
         return value
@@ -89,6 +93,12 @@ class GraphBuilder:
             producer_name="vlp-deploy",
             producer_version=__version__,
         )
+
+    def _same_weight(self, name: str, array: NDArray[Any]) -> Value:
+        value = self._graph.initializers[name]
+        if value.const_value is None or not np.array_equal(value.const_value.numpy(), array):
+            raise ValueError(f"the graph has a weight {name!r} already, with other content")
+        return value
 
     def _constant(self, name: str, value: object, dtype: type[np.generic]) -> Value:
         """An initialiser named by its content: equal constants are one."""

@@ -6,7 +6,7 @@ d width, D joint width, K classes, m prompt tokens. B and K are dynamic.
 
 import onnx_ir as ir
 
-from vlp_deploy.architecture import ClipConfig, Preprocessing, VisualLayout
+from vlp_deploy.architecture import ClipConfig, Preprocessing, VisionTower, VisualLayout
 from vlp_export.dialects import PORTABLE, ConstantRows, Dialect
 from vlp_export.folding import (
     Floats,
@@ -39,22 +39,47 @@ def write_image_graph(
     `embedding` (B, D), L2-normalised; `logits` (B, K) = embedding · class_matrix + class_bias.
     `prompts` (J, m, d) are folded in. Raises CheckpointError if there are more sets than layers.
     """
-    tower = config.vision
-    placed = place_visual_prompts(prompts, layout or VisualLayout(), tower, weights)
     graph = GraphBuilder("image", opset=dialect.opset)
-    size = tower.image_size
+    size = config.vision.image_size
     image = graph.input("image", ir.DataType.UINT8, ("B", 3, size, size))
     class_matrix = graph.input("class_matrix", ir.DataType.FLOAT, (config.embed_dim, "K"))
     class_bias = graph.input("class_bias", ir.DataType.FLOAT, ("K",))
-    transformer = Transformer(
+    tower = image_transformer(graph, config, weights, dialect)
+    embedding = write_image_tower(
+        tower, image, preprocessing=preprocessing, prompts=prompts, layout=layout
+    )
+    logits = graph.op("Gemm", embedding, class_matrix, class_bias)  # (B, K)
+    graph.output("embedding", embedding, ("B", config.embed_dim))
+    graph.output("logits", logits, ("B", "K"))
+    return graph.model()
+
+
+def image_transformer(
+    graph: GraphBuilder, config: ClipConfig, weights: Weights, dialect: Dialect = PORTABLE
+) -> Transformer:
+    """The blocks of the image tower, to be written into `graph`."""
+    return Transformer(
         graph=graph,
         weights=weights,
         prefix=PREFIX,
-        tower=tower,
+        tower=config.vision,
         quick_gelu=config.quick_gelu,
         dialect=dialect,
     )
 
+
+def write_image_tower(
+    transformer: Transformer,
+    image: Value,
+    *,
+    preprocessing: Preprocessing,
+    prompts: Floats | None = None,
+    layout: VisualLayout | None = None,
+) -> Value:
+    """The whole image tower, uint8 (B, 3, S, S) → L2-normalised embeddings (B, D)."""
+    graph, weights, tower = transformer.graph, transformer.weights, transformer.tower
+    assert isinstance(tower, VisionTower)
+    placed = place_visual_prompts(prompts, layout or VisualLayout(), tower, weights)
     x = _tokens(graph, image, weights, preprocessing, patch_size=tower.patch_size)
     x = transformer.norm(x, "visual.ln_pre")
     repeat = Repeater(graph, image)
@@ -73,13 +98,8 @@ def write_image_graph(
             x = transformer.block(x, layer, constants=constants)
         else:
             x = transformer.last_block(x, lambda t: _class_token(graph, t), constants=constants)
-
     feature = transformer.project(transformer.norm(x, "visual.ln_post"), "visual.proj")  # (B, D)
-    embedding = normalised(graph, feature)
-    logits = graph.op("Gemm", embedding, class_matrix, class_bias)  # (B, K)
-    graph.output("embedding", embedding, ("B", config.embed_dim))
-    graph.output("logits", logits, ("B", "K"))
-    return graph.model()
+    return normalised(graph, feature)
 
 
 def _tokens(

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from vlp_deploy.architecture import TextTower, VisionTower
 from vlp_export.dialects import ConstantRows, Dialect, Projections
-from vlp_export.folding import LAYER_NORM_EPSILON, Weights, scaled_input_projection
+from vlp_export.folding import LAYER_NORM_EPSILON, Floats, Weights, scaled_input_projection
 from vlp_export.graph import GraphBuilder, Value
 
 
@@ -32,23 +32,8 @@ class Transformer:
         constants: ConstantRows | None = None,
     ) -> Value:
         """A pre-norm block, (B, T, d) → (B, T, d)."""
-        name, width = self.name_of(layer), self.tower.width
-        with self.graph.scope(name):
-            matrix, bias = scaled_input_projection(self.weights, name, heads=self.tower.heads)
-            packed = self._affine(  # (B, T, 3d)
-                self.norm(x, f"{name}.ln_1"),
-                self.graph.weight(f"{name}.attn.in_proj_weight", matrix),
-                self.graph.weight(f"{name}.attn.in_proj_bias", bias),
-            )
-            parts = self.graph.split(packed, (width, width, width), axis=-1)
-            attended = self.dialect.attend(
-                self.graph,
-                Projections(*parts),
-                heads=self.tower.heads,
-                mask=mask,
-                constants=constants,
-            )
-            return self._residuals(x, attended, name)
+        projections = self.projections(x, layer)
+        return self.attend(x, projections, layer, mask=mask, constants=constants)
 
     def last_block(
         self,
@@ -62,30 +47,68 @@ class Transformer:
 
         `pick` takes that token out of (B, T, d). All tokens give keys and values.
         """
-        name, width = self.name_of(self.tower.layers - 1), self.tower.width
+        last = self.tower.layers - 1
+        projections = self.picked_projections(x, pick, last)
+        return self.attend(
+            pick(x), projections, last, one_query=True, mask=mask, constants=constants
+        )
+
+    def projections(self, x: Value, layer: int) -> Projections:
+        """What attention of a block works on, (B, T, d) → three times (B, T, d)."""
+        name, width = self.name_of(layer), self.tower.width
+        with self.graph.scope(name):
+            matrix, bias = self._input_projection(name)
+            packed = self._affine(  # (B, T, 3d)
+                self.norm(x, f"{name}.ln_1"),
+                self.graph.weight(f"{name}.attn.in_proj_weight", matrix),
+                self.graph.weight(f"{name}.attn.in_proj_bias", bias),
+            )
+            return Projections(*self.graph.split(packed, (width, width, width), axis=-1))
+
+    def picked_projections(
+        self, x: Value, pick: Callable[[Value], Value], layer: int
+    ) -> Projections:
+        """`projections` with the query (B, d) of the token that `pick` takes out of (B, T, d)."""
+        name, width = self.name_of(layer), self.tower.width
         with self.graph.scope(name):
             normed = self.norm(x, f"{name}.ln_1")
-            matrix, bias = scaled_input_projection(self.weights, name, heads=self.tower.heads)
-            weight = self.graph.weight
-            query = self._affine(  # (B, d)
+            matrix, bias = self._input_projection(name)
+            query = self._affine(
                 pick(normed),
-                weight(f"{name}.attn.query.weight", matrix[:, :width]),
-                weight(f"{name}.attn.query.bias", bias[:width]),
+                self.graph.weight(f"{name}.attn.query.weight", matrix[:, :width]),
+                self.graph.weight(f"{name}.attn.query.bias", bias[:width]),
             )
-            packed = self._affine(  # (B, T, 2d)
-                normed,
-                weight(f"{name}.attn.keys_values.weight", matrix[:, width:]),
-                weight(f"{name}.attn.keys_values.bias", bias[width:]),
-            )
+            return Projections(query, *self._keys_values(normed, name, (matrix, bias)))
+
+    def keys_values(self, x: Value, layer: int) -> tuple[Value, Value]:
+        """What other tokens see of `x` in a block, (B, T, d) → twice (B, T, d)."""
+        name = self.name_of(layer)
+        with self.graph.scope(name):
+            normed = self.norm(x, f"{name}.ln_1")
+            return self._keys_values(normed, name, self._input_projection(name))
+
+    def attend(
+        self,
+        x: Value,
+        projections: Projections,
+        layer: int,
+        *,
+        one_query: bool = False,
+        mask: Value | None = None,
+        constants: ConstantRows | None = None,
+    ) -> Value:
+        """The rest of a block: `x`, of the queries' shape, plus attention, plus the perceptron."""
+        name = self.name_of(layer)
+        with self.graph.scope(name):
             attended = self.dialect.attend(
                 self.graph,
-                Projections(query, *self.graph.split(packed, (width, width), axis=-1)),
+                projections,
                 heads=self.tower.heads,
-                one_query=True,
+                one_query=one_query,
                 mask=mask,
                 constants=constants,
             )
-            return self._residuals(pick(x), attended, name)
+            return self._residuals(x, attended, name)
 
     def norm(self, x: Value, name: str) -> Value:
         """LayerNorm over the last axis."""
@@ -105,6 +128,21 @@ class Transformer:
     def name_of(self, layer: int) -> str:
         """State-dict prefix of a block."""
         return f"{self.prefix}.resblocks.{layer}"
+
+    def _input_projection(self, name: str) -> tuple[Floats, Floats]:
+        return scaled_input_projection(self.weights, name, heads=self.tower.heads)
+
+    def _keys_values(
+        self, normed: Value, name: str, projection: tuple[Floats, Floats]
+    ) -> tuple[Value, Value]:
+        (matrix, bias), width = projection, self.tower.width
+        packed = self._affine(  # (B, T, 2d)
+            normed,
+            self.graph.weight(f"{name}.attn.keys_values.weight", matrix[:, width:]),
+            self.graph.weight(f"{name}.attn.keys_values.bias", bias[width:]),
+        )
+        keys, values = self.graph.split(packed, (width, width), axis=-1)
+        return keys, values
 
     def _residuals(self, x: Value, attended: Value, name: str) -> Value:
         x = self.graph.op("Add", x, self._linear(attended, f"{name}.attn.out_proj"))

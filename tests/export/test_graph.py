@@ -71,3 +71,11 @@ def test_two_weights_of_one_name_are_refused() -> None:
 
     with pytest.raises(ValueError, match="a weight 'w' already"):
         graph.weight("w", np.ones(2, np.float32))
+
+
+def test_weight_that_is_needed_twice_is_written_once() -> None:
+    graph, _ = builder()
+
+    first, second = (graph.weight("w", np.arange(2, dtype=np.float32)) for _ in range(2))
+
+    assert first is second
