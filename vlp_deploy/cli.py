@@ -30,6 +30,9 @@ class Verb:
 VERBS = {
     "demo": Verb("vlp_deploy.commands.demo:demo", "The whole road on embedded model and data"),
     "train": Verb("vlp_train.command:train", "Tune a prompt on labelled images"),
+    "import": Verb(
+        "vlp_train.importing.command:import_checkpoint", "Turn an official checkpoint into our own"
+    ),
     "export": Verb("vlp_export.command:export", "Turn a tuned prompt into a bundle"),
     "classify": Verb("vlp_deploy.commands.classify:classify", "Classify images, torch-free"),
     "bench": Verb("vlp_deploy.commands.bench:bench", "Measure latency and accuracy of a bundle"),

@@ -6,6 +6,7 @@ VlpError
 ├── ImageError            one image that cannot be read
 ├── ModelError            a backbone: its configuration or its weights
 ├── CheckpointError       a prompt checkpoint or a training run
+│   └── UnsafeFileError   a file that asks to run something when it is read
 ├── TrainingError         a training run that cannot start, resume or go on
 ├── BundleError           a deployed bundle
 │   └── IntegrityError    a bundle file whose bytes are not the ones that were exported
@@ -41,6 +42,10 @@ class ModelError(VlpError):
 
 class CheckpointError(VlpError):
     """A prompt checkpoint or training run that cannot be read or used."""
+
+
+class UnsafeFileError(CheckpointError):
+    """A file that asks to run something when it is read; nothing was run."""
 
 
 class TrainingError(VlpError):

@@ -43,11 +43,11 @@ def test_every_module_says_what_it_is() -> None:
     assert silent == []
 
 
-def test_nothing_is_unpickled() -> None:
+def test_only_the_restricted_reader_unpickles() -> None:
     loads = re.compile(r"\bpickle\b|allow_pickle=True|weights_only=False")
     found = [path.name for path in SOURCES if loads.search(path.read_text())]
 
-    assert found == []
+    assert found == ["unpickler.py"]
 
 
 def test_changelog_starts_with_this_version_or_unreleased() -> None:

@@ -1,0 +1,1 @@
+"""Checkpoints of the methods' official code become prompt checkpoints; nothing is executed."""

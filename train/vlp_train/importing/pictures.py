@@ -1,0 +1,46 @@
+"""Eight pictures to compare an export by, where no images are given: smooth, coloured, seeded.
+
+The draws are integers of a raw PCG64 stream, so that every machine makes the same bytes.
+
+Legend: S image size.
+"""
+
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.architecture import Preprocessing
+from vlp_deploy.checkpoint import REFERENCE_IMAGES
+from vlp_deploy.data import Sample
+from vlp_deploy.errors import DataError
+from vlp_deploy.images import IMAGE_SUFFIXES
+from vlp_train.reference import reference_pixels
+
+SEED = 2024
+GRID = 6  # coloured points a side, blended between
+
+
+def drawn_pictures(size: int) -> NDArray[np.uint8]:
+    """(8, 3, S, S)."""
+    count = REFERENCE_IMAGES * 3 * GRID * GRID
+    draws = np.random.PCG64(SEED).random_raw(count) >> np.uint64(56)
+    points = draws.astype(np.int64).reshape(REFERENCE_IMAGES, 3, GRID, GRID)
+    return _enlarged(_enlarged(points, size).swapaxes(2, 3), size).swapaxes(2, 3).astype(np.uint8)
+
+
+def _enlarged(points: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The third axis stretched to `size`, in whole numbers: the same on every machine."""
+    steps, last = np.arange(size) * (points.shape[2] - 1), size - 1
+    low = np.minimum(steps // last, points.shape[2] - 2)
+    share = (steps - low * last)[:, None]
+    blend: NDArray[np.int64] = points[:, :, low] * (last - share) + points[:, :, low + 1] * share
+    return blend // last
+
+
+def pictures_of(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
+    """Eight images spread over a folder, at any depth. Raises DataError if it holds none."""
+    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"--images {folder} holds no images")
+    return reference_pixels([Sample(path, 0) for path in files], preprocessing)
