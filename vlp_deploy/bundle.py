@@ -35,6 +35,7 @@ PROMPTS, CLASSES, GOLDEN, VOCABULARY = (
 )
 
 CLASS_EMBEDDINGS, CLASS_MATRIX, CLASS_BIAS = "class_embeddings", "class_matrix", "class_bias"
+SELECTOR_MATRIX, CLASS_BANK = "selector_matrix", "class_bank"  # of DPT
 
 Floats = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -62,10 +63,14 @@ class ParityRow(Record, frozen=True, kw_only=True):
 
 
 class NewClasses(Record, frozen=True, kw_only=True):
-    """Whether classes nobody trained on can be given at run time, and the reason if not."""
+    """Whether classes nobody trained on can be given at run time, and the reason if not.
+
+    `warning` is what must be said when they are.
+    """
 
     allowed: bool = True
     reason: str = ""
+    warning: str = ""
 
 
 class Manifest(Record, frozen=True, kw_only=True):

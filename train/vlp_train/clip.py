@@ -157,9 +157,7 @@ class VisionTransformer(nn.Module):
         Before layer l < J the m prompt tokens are replaced by `prompts[l]`; after layer J - 1 they
         are dropped, or stay as ordinary tokens if `layout.survive_last`.
         """
-        x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (B, patches, d)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
-        x = x + self.positional_embedding
+        x = self.embed(pixels)
         if prompts is None or layout is None:
             prompts, layout = x.new_zeros(0, 0, x.shape[-1]), VisualLayout()
         length, depth = x.shape[1], len(prompts)
@@ -175,6 +173,16 @@ class VisionTransformer(nn.Module):
             x = block(x, causal=False)
             if index == depth - 1 and not layout.survive_last:
                 x = x[:, :length]
+        return self.project(x)
+
+    def embed(self, pixels: Tensor) -> Tensor:
+        """Normalised pixels (B, 3, S, S) → class token and patches (B, L, d), before `ln_pre`."""
+        x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (B, patches, d)
+        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        return x + self.positional_embedding
+
+    def project(self, x: Tensor) -> Tensor:
+        """Tokens behind the last block, (B, L, d) → raw features (B, D) of the class token."""
         features: Tensor = self.ln_post(x[:, 0]) @ self.proj
         return features
 

@@ -83,7 +83,15 @@ class PromptedClip:
         return {"reference.logits": self.predict(pixels, prompts, classes)}
 
     def class_features(self, prompts: Prompts, *, plain: bool = False) -> Tensor:
-        """L2-normalised class embeddings (K, D), the mean direction of all templates.
+        """L2-normalised class embeddings (K, D), the mean direction of all templates."""
+        features = F.normalize(self.text_features(prompts, plain=plain), dim=-1)
+        if len(self.templates) == 1:
+            return features
+        mean = features.unflatten(0, (len(self.templates), -1)).mean(dim=0)  # (K, D)
+        return F.normalize(mean, dim=-1)
+
+    def text_features(self, prompts: Prompts, *, plain: bool = False) -> Tensor:
+        """Features as the text tower gives them, (T·K, D), all classes of a template in a row.
 
         `plain` sends every token of all 77 positions through every layer, as the papers' code does;
         otherwise the same numbers are computed with less work.
@@ -92,19 +100,18 @@ class PromptedClip:
         if "text.class_prompts" in prompts:
             learned = prompts["text.class_prompts"][None]  # (1, K, m, d)
         encode = self.clip.encode_text if plain else self.clip.encode_text_fast
-        features = F.normalize(encode(self._ids, self._eot, self._slots, learned).float(), dim=-1)
-        if len(self.templates) == 1:
-            return features
-        mean = features.unflatten(0, (len(self.templates), -1)).mean(dim=0)  # (K, D)
-        return F.normalize(mean, dim=-1)
+        return encode(self._ids, self._eot, self._slots, learned).float()
 
     def image_features(self, pixels: Tensor, prompts: Prompts) -> Tensor:
         """L2-normalised image embeddings (B, D) of uint8 pixels (B, 3, S, S)."""
-        normalised = (pixels.to(self.device).float() / 255 - self._mean) / self._std
         features = self.clip.encode_image(
-            normalised, prompts.get("visual.prompts"), self.visual_layout
+            self.normalised(pixels), prompts.get("visual.prompts"), self.visual_layout
         )
         return F.normalize(features.float(), dim=-1)
+
+    def normalised(self, pixels: Tensor) -> Tensor:
+        """uint8 (B, 3, S, S) → what the image tower reads, mean and standard deviation taken out."""
+        return (pixels.to(self.device).float() / 255 - self._mean) / self._std
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:
         """Scaled cosine similarities (B, K) of normalised features, in float32 also in autocast."""
