@@ -61,20 +61,20 @@ def build_class_features(
     synonyms = np.array([len(synonyms) for synonyms in class_names])
     owners = np.repeat(np.arange(len(class_names)), synonyms)
     total, done = len(names) * len(templates), 0
-    sums: NDArray[np.float64] | None = None  # (2, K, D): raw, normalised
+    sums: NDArray[np.float64] | None = None  # (K, 2, D): raw, normalised
     for template in templates:
         rows = text_rows(names, template, tokenizer, layout=layout, context_length=context_length)
         for chunk in _chunks_by_length(rows):
-            features = _run(run_text, rows, chunk, prompts)  # (2, N, D)
+            features = _run(run_text, rows, chunk, prompts)  # (N, 2, D)
             if sums is None:
-                sums = np.zeros((2, len(class_names), features.shape[2]))
-            np.add.at(sums, (slice(None), owners[chunk]), features)
+                sums = np.zeros((len(class_names), *features.shape[1:]))
+            np.add.at(sums, owners[chunk], features)
             done += len(chunk)
             if progress is not None:
                 progress(done, total)
     assert sums is not None  # _check has refused empty lists
-    raw = sums[0] / (synonyms * len(templates))[:, None]
-    return ClassFeatures(raw.astype(np.float32), normalised(sums[1]).astype(np.float32))
+    raw = sums[:, 0] / (synonyms * len(templates))[:, None]
+    return ClassFeatures(raw.astype(np.float32), normalised(sums[:, 1]).astype(np.float32))
 
 
 def normalised(vectors: NDArray[np.floating]) -> NDArray[np.float64]:
@@ -107,8 +107,8 @@ def _chunks_by_length(rows: TextRows) -> list[Integers]:
 def _run(
     run_text: RunText, rows: TextRows, chunk: Integers, prompts: Floats
 ) -> NDArray[np.float64]:
-    """(2, N, D): raw features, normalised features."""
+    """(N, 2, D): raw features, normalised features."""
     eot = rows.eot[chunk]
     length = int(eot.max()) + 1  # causal attention: what follows the end of text has no influence
     raw, embeddings = run_text(rows.ids[chunk, :length], eot, rows.slots[chunk, :length], prompts)
-    return np.stack([raw.astype(np.float64), normalised(embeddings)])
+    return np.stack([raw.astype(np.float64), normalised(embeddings)], axis=1)

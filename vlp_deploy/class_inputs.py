@@ -15,9 +15,18 @@ from numpy.typing import NDArray
 
 from vlp_deploy.architecture import ClipConfig, TextLayout
 from vlp_deploy.bundle import ClassBank
+from vlp_deploy.class_aware import IMAGE, IMAGE_SMALL, check_small, class_aware_bank
 from vlp_deploy.class_bank import ClassFeatures, Floats, Integers, Progress, build_class_features
+from vlp_deploy.dual import (
+    IMAGE_BASE,
+    IMAGE_NEW,
+    backbone_prompts,
+    base_rows,
+    has_visual_prompts,
+    mixed_prompts,
+)
 from vlp_deploy.prompts import PLAIN
-from vlp_deploy.structures import Coupled, Decoupled, Plain, Structure
+from vlp_deploy.structures import ClassAware, Coupled, Decoupled, Dual, Plain, Structure
 from vlp_deploy.tokenizer import Tokenizer
 
 Synonyms = Sequence[Sequence[str]]  # at least one name for every class
@@ -40,6 +49,7 @@ class ClassSource:
     prompts: Mapping[str, Floats]  # every tensor that was learned, by its name in the checkpoint
     logit_scale: float
     base_classes: tuple[str, ...]
+    class_graph: str = IMAGE  # the role that serves the training classes
     run: RunGraph
     tokenizer: Tokenizer = field(default_factory=Tokenizer.default)
     progress: Progress | None = None
@@ -80,7 +90,12 @@ class ClassSource:
     def _run_text(
         self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats
     ) -> tuple[Floats, Floats]:
-        inputs = {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
+        inputs: Mapping[str, NDArray[Any]] = {
+            "input_ids": ids,
+            "eot_index": eot,
+            "slots": slots,
+            "prompts": prompts,
+        }
         outputs = self.run("text", inputs)
         return outputs["feature"], outputs["embedding"]
 
@@ -111,10 +126,55 @@ def _plain(source: ClassSource, names: Synonyms) -> ClassBank:
     return ClassBank.from_embeddings(embeddings, logit_scale=source.logit_scale)
 
 
+def dual_bank(source: ClassSource, names: Synonyms, rows: NDArray[np.bool_]) -> ClassBank:
+    """DPC: `rows` (K,) are embedded with the mixture of both prompts, the others with P."""
+    structure, visual = source.structure, has_visual_prompts(source.prompts)
+    assert isinstance(structure, Dual)
+    mixture = mixed_prompts(source.prompts, structure.mixing_weight)
+    parts = ((rows, mixture), (~rows, backbone_prompts(source.prompts)))
+    embeddings = np.empty((len(names), source.config.embed_dim), np.float32)
+    for chosen, prompts in parts:
+        if chosen.any() or not names:  # to be refused
+            group = [name for name, mine in zip(names, chosen, strict=True) if mine]
+            text = prompts.get("text.prompts", source.no_prompts())
+            embeddings[chosen] = source.features(group, text).embeddings
+    competing = rows.any() and not rows.all()
+    return ClassBank.from_embeddings(
+        embeddings,
+        logit_scale=source.logit_scale,
+        bias=np.where(rows & competing, structure.base_offset, 0).astype(np.float32),
+        graph=(IMAGE_BASE if rows.all() else IMAGE_NEW) if visual else "image",
+    )
+
+
+def _dual(source: ClassSource, names: Synonyms) -> ClassBank:
+    """DPC: base classes from the mixture, new ones from the backbone's prompt."""
+    return dual_bank(source, names, base_rows(names, source.base_classes))
+
+
+def _class_aware(source: ClassSource, names: Synonyms) -> ClassBank:
+    """DPT: features of the learned sentences, and of the plain ones that classes are selected by."""
+    structure, selector = source.structure, None
+    assert isinstance(structure, ClassAware)
+    if source.class_graph == IMAGE_SMALL:
+        check_small(structure, len(names))
+    else:
+        templates = (structure.selector_template,)
+        selector = source.plain_features(names, templates=templates).embeddings
+    return class_aware_bank(
+        learned_features(source, names),
+        source.prompts,
+        logit_scale=source.logit_scale,
+        selector=selector,
+    )
+
+
 Builder = Callable[[ClassSource, Synonyms], ClassBank]
 
 BUILDERS: dict[type[Structure], Builder] = {
     Plain: _plain,
+    ClassAware: _class_aware,
     Coupled: _plain,
     Decoupled: _plain,
+    Dual: _dual,
 }
