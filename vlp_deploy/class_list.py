@@ -45,13 +45,18 @@ def refuse_duplicates(
     seen: dict[str, str] = {}
     for synonyms, place in zip(classes, places, strict=True):
         for name in synonyms:
-            key = " ".join(name.replace("_", " ").split()).lower()
+            key = name_key(name)
             if key in seen:
                 raise ClassListError(
                     f"{source}{name!r} stands twice, at {seen[key]} and {place}. "
                     "Remove one: classes of the same name cannot be told apart"
                 )
             seen[key] = place
+
+
+def name_key(name: str) -> str:
+    """What names that mean the same class have in common."""
+    return " ".join(name.replace("_", " ").split()).lower()
 
 
 def _lines(content: bytes, path: Path) -> list[str]:

@@ -14,6 +14,7 @@ from vlp_deploy.bundle import Bundle, ClassBank
 from vlp_deploy.class_cache import cached_bank
 from vlp_deploy.class_inputs import ClassSource, build_bank
 from vlp_deploy.class_list import ClassNames
+from vlp_deploy.dual import IMAGE_BASE, check_together
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, ImageError
@@ -76,6 +77,8 @@ class Towers:
                 "this bundle's prompt was learned, so other templates cannot be used with it. "
                 "Leave them out"
             )
+        visual = IMAGE_BASE in manifest.graphs
+        check_together(manifest.structure, names, manifest.base_classes, visual=visual)
         chosen = manifest.templates if templates is None else tuple(templates)
         return cached_bank(
             lambda: build_bank(self._source(chosen, progress), names),
@@ -97,6 +100,7 @@ class Towers:
             prompts=self.bundle.prompts(),
             logit_scale=manifest.logit_scale,
             base_classes=manifest.base_classes,
+            class_graph=manifest.class_graph,
             run=self._run,
             tokenizer=Tokenizer(self.bundle.vocabulary()),
             progress=progress,

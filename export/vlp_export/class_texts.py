@@ -9,7 +9,9 @@ from vlp_deploy.bundle import NewClasses
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.class_bank import Progress
 from vlp_deploy.class_inputs import ClassSource, RunGraph
+from vlp_deploy.dual import backbone_prompts
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.structures import Dual
 from vlp_deploy.weights import Floats
 
 OWN_CONTEXTS = (
@@ -19,15 +21,18 @@ OWN_CONTEXTS = (
 
 
 def text_prompts(checkpoint: PromptCheckpoint) -> Floats:
-    """Prompts that all classes share, (J, m, d); (1, 0, d) if none are learned.
+    """Prompts that all classes share, (J, m, d); (1, 0, d) if none are learned. Of two, P.
 
     Raises CheckpointError if the layout promises prompts that are not there.
     """
-    prompts: Floats | None = checkpoint.tensors.get("text.prompts")
+    tensors = checkpoint.tensors
+    if isinstance(checkpoint.header.structure, Dual):  # both prompts have the same shape
+        tensors = backbone_prompts(tensors)
+    prompts: Floats | None = tensors.get("text.prompts")
     tokens = checkpoint.header.text_layout.tokens
     if prompts is not None and len(prompts):
         return prompts
-    if tokens and "text.class_prompts" not in checkpoint.tensors:
+    if tokens and "text.class_prompts" not in tensors:
         raise CheckpointError(
             f"prompt checkpoint: text_layout speaks of {tokens} learned tokens, but there is "
             "neither text.prompts nor text.class_prompts. Train or import it again"

@@ -38,6 +38,13 @@ def export(
             "separated by tabs. A bundle takes new classes later as well."
         ),
     ] = None,
+    mixing_weight: Annotated[
+        float | None,
+        typer.Option(
+            help="Of DPC: how much of the parallel prompt serves base classes, above 0 and up to "
+            "1. Default: what training chose."
+        ),
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle at --output, in one step.")
     ] = False,
@@ -56,6 +63,7 @@ def export(
             output,
             pretrained=pretrained,
             classes=classes,
+            mixing_weight=mixing_weight,
             engine=engine,
             precision=precision,
             force=force,

@@ -1,7 +1,7 @@
 """From a prompt checkpoint to a bundle: fold, write graphs, bake classes, prove; then write."""
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,14 +23,17 @@ from vlp_deploy.bundle import (
     write_bundle,
 )
 from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
-from vlp_deploy.class_inputs import Synonyms, build_bank
+from vlp_deploy.class_inputs import ClassSource, Synonyms, build_bank
 from vlp_deploy.class_list import read_class_list
+from vlp_deploy.dual import check_together, has_visual_prompts
 from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
 from vlp_deploy.files import sha256_of
 from vlp_deploy.tokenizer import VOCABULARY_PATH
 from vlp_export.backbone import load_backbone
 from vlp_export.class_texts import class_source, new_classes, prompt_tensors
+from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
+from vlp_export.further import further_banks
 from vlp_export.graphs import Graphs
 from vlp_export.parity import ParityReport, Reference, check_parity
 from vlp_export.session import Sessions
@@ -46,6 +49,7 @@ def export(
     *,
     pretrained: str | None = None,
     classes: Path | None = None,
+    mixing_weight: float | None = None,
     engine: str = "onnx",
     precision: str = "fp32",
     force: bool = False,
@@ -56,8 +60,9 @@ def export(
     `pretrained` is a safetensors file with the backbone's weights, or an open_clip tag, which needs
     the `train` extra; by default it is what the prompt was tuned with, if that was `vlp-tiny` or a
     tag.
-    `classes` is a file of class names to bake instead of those of training. `progress` is told each
-    step. Nothing is written unless the graphs reproduce the checkpoint's reference answers.
+    `classes` is a file of class names to bake instead of those of training. `mixing_weight` takes
+    the place of the one that DPC's training chose. `progress` is told each step. Nothing is written
+    unless the graphs reproduce the checkpoint's reference answers.
 
     Raises:
         CheckpointError: no checkpoint, or one that this version cannot export.
@@ -76,7 +81,12 @@ def export(
     checkpoint = _load_checkpoint(source)
     weights = load_backbone(checkpoint.header.backbone, pretrained)
     contents = build_bundle(
-        checkpoint, weights, names=names, history=_history(checkpoint, source), progress=report
+        checkpoint,
+        weights,
+        names=names,
+        mixing_weight=mixing_weight,
+        history=_history(checkpoint, source, mixing_weight),
+        progress=report,
     )
     report("writing the bundle")
     write_bundle(contents, output, replace=force)
@@ -88,44 +98,46 @@ def build_bundle(
     weights: Weights,
     *,
     names: Synonyms | None = None,
+    mixing_weight: float | None = None,
     history: tuple[dict[str, Any], ...] = (),
     progress: Progress | None = None,
 ) -> BundleContents:
-    """The proven bundle of a checkpoint in memory. Raises ParityError and what `export` raises."""
+    """The proven bundle of a checkpoint in memory. Raises ParityError and what `export` raises.
+
+    Other classes than the trained ones, and another mixing weight, take their place after the
+    proof, by the same code.
+    """
     report = progress or _silent
-    logit_scale = float(np.exp(weights["logit_scale"]))
-    report("writing graphs")
-    graphs = Graphs.of(checkpoint, weights)
-    sessions = Sessions(graphs)
-
-    def count(done: int, total: int) -> None:
-        report(f"embedding class names, {done} of {total} prompts")
-
-    source = class_source(checkpoint, sessions, logit_scale=logit_scale, progress=count)
-    classes, logits = checkpoint.header.class_names, checkpoint.tensors["reference.logits"]
-    bank = build_bank(source, [(name,) for name in classes])
+    remixed = checkpoint if mixing_weight is None else with_mixing_weight(checkpoint, mixing_weight)
+    model = _Model.of(checkpoint, weights, report)
+    trained = [(name,) for name in checkpoint.header.class_names]
+    bank = build_bank(model.source, trained)
     report("comparing with the un-folded model")
-    parity = _prove(checkpoint, sessions, bank, logit_scale=logit_scale)
+    parity = _prove(model, bank, checkpoint)
+    for reference, further in further_banks(model.source, trained).items():
+        _prove(model, further, checkpoint, reference=reference)
     golden = Golden(
-        pixels=checkpoint.tensors["reference.pixels"], embeddings=parity.embeddings, logits=logits
+        pixels=checkpoint.tensors["reference.pixels"],
+        embeddings=parity.embeddings,
+        logits=checkpoint.tensors["reference.logits"],
     )
-    if names is not None:
-        _check_new_classes(checkpoint)
-        classes = tuple(first for first, *_ in names)
-        bank = build_bank(source, names)
-        embeddings, logits = sessions.image(golden.pixels, bank)
+    if names is not None or mixing_weight is not None:
+        chosen = _checked(checkpoint, names) if names is not None else trained
+        model = model if mixing_weight is None else _Model.of(remixed, weights, report)
+        bank = build_bank(model.source, chosen)
+        embeddings, logits = model.sessions.image(golden.pixels, bank)
         golden = replace(golden, embeddings=embeddings, logits=logits)
+    classes = checkpoint.header.class_names if names is None else [first for first, *_ in names]
     return BundleContents(
         manifest=_manifest(
-            checkpoint,
-            graphs,
+            remixed,
+            model,
             parity,
             bank,
-            classes=classes,
-            logit_scale=logit_scale,
+            classes=tuple(classes),
             history=history,
         ),
-        graphs={graph.file: graph.content for graph in graphs.files.values()},
+        graphs={graph.file: graph.content for graph in model.graphs.files.values()},
         prompts=prompt_tensors(checkpoint),
         bank=bank,
         golden=golden,
@@ -133,21 +145,53 @@ def build_bundle(
     )
 
 
-def _check_new_classes(checkpoint: PromptCheckpoint) -> None:
-    allowed = new_classes(checkpoint)
+@dataclass(frozen=True, kw_only=True)
+class _Model:
+    """A checkpoint's graphs, running, and the way from names to their class inputs."""
+
+    graphs: Graphs
+    sessions: Sessions
+    source: ClassSource
+
+    @classmethod
+    def of(cls, checkpoint: PromptCheckpoint, weights: Weights, report: Progress) -> "_Model":
+        report("writing graphs")
+        graphs = Graphs.of(checkpoint, weights)
+        sessions = Sessions(graphs)
+        source = class_source(
+            checkpoint,
+            sessions,
+            logit_scale=float(np.exp(weights["logit_scale"])),
+            progress=lambda done, total: report(
+                f"embedding class names, {done} of {total} prompts"
+            ),
+        )
+        return cls(graphs=graphs, sessions=sessions, source=source)
+
+
+def _checked(checkpoint: PromptCheckpoint, names: Synonyms) -> Synonyms:
+    """The names, if the prompt can serve them. Raises ClassListError."""
+    allowed, header = new_classes(checkpoint), checkpoint.header
     if not allowed.allowed:
         raise ClassListError(f"these classes cannot be served: {allowed.reason}")
+    visual = has_visual_prompts(checkpoint.tensors)
+    check_together(header.structure, names, header.base_classes, visual=visual)
+    return names
 
 
 def _prove(
-    checkpoint: PromptCheckpoint, sessions: Sessions, bank: ClassBank, *, logit_scale: float
+    model: _Model,
+    bank: ClassBank,
+    checkpoint: PromptCheckpoint,
+    *,
+    reference: str = "reference.logits",
 ) -> ParityReport:
     return check_parity(
-        lambda pixels: sessions.image(pixels, bank),
+        lambda pixels: model.sessions.image(pixels, bank),
         Reference(
             pixels=checkpoint.tensors["reference.pixels"],
-            logits=checkpoint.tensors["reference.logits"],
-            logit_scale=logit_scale,
+            logits=checkpoint.tensors[reference],
+            logit_scale=model.source.logit_scale,
             bank=bank,
         ),
         engine="onnx",
@@ -156,12 +200,11 @@ def _prove(
 
 def _manifest(
     checkpoint: PromptCheckpoint,
-    graphs: Graphs,
+    model: _Model,
     parity: ParityReport,
     bank: ClassBank,
     *,
     classes: tuple[str, ...],
-    logit_scale: float,
     history: tuple[dict[str, Any], ...],
 ) -> Manifest:
     header = checkpoint.header
@@ -171,7 +214,7 @@ def _manifest(
         preprocessing=header.preprocessing,
         engine="onnx",
         precision="fp32",
-        graphs=graphs.infos(checkpoint, bank),
+        graphs=model.graphs.infos(checkpoint, bank),
         classes=classes,
         class_graph=bank.graph,
         base_classes=header.base_classes,
@@ -179,7 +222,7 @@ def _manifest(
         text_layout=header.text_layout,
         visual_layout=header.visual_layout,
         structure=header.structure,
-        logit_scale=logit_scale,
+        logit_scale=model.source.logit_scale,
         host_head=CLASS_MATRIX in bank.inputs,
         new_classes=new_classes(checkpoint),
         tools=_tools(),
@@ -214,15 +257,19 @@ def _check_supported(engine: str, precision: str) -> None:
         )
 
 
-def _history(checkpoint: PromptCheckpoint, source: Path) -> tuple[dict[str, Any], ...]:
+def _history(
+    checkpoint: PromptCheckpoint, source: Path, mixing_weight: float | None
+) -> tuple[dict[str, Any], ...]:
     """How the prompts came about, then this export."""
     file = source / RUN_FILE if source.is_dir() else source
-    exported = {
+    exported: dict[str, Any] = {
         "step": "export",
         "time": datetime.now(UTC).isoformat(timespec="seconds"),
         "checkpoint": file.name,
         "sha256": sha256_of(file),
     }
+    if mixing_weight is not None:
+        exported["mixing_weight"] = mixing_weight
     return {"step": "prompts", **checkpoint.header.provenance}, exported
 
 

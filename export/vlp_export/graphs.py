@@ -10,7 +10,15 @@ import onnx_ir as ir
 
 from vlp_deploy.bundle import ClassBank, GraphInfo
 from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.structures import Plain, Structure
+from vlp_deploy.dual import (
+    IMAGE_BASE,
+    IMAGE_NEW,
+    backbone_prompts,
+    has_visual_prompts,
+    mixed_prompts,
+)
+from vlp_deploy.structures import Dual, Plain, Structure
+from vlp_deploy.weights import Floats
 from vlp_export.class_texts import text_prompts
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
@@ -77,14 +85,31 @@ def _plain(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
     return {"image": image_model(checkpoint, weights), "text": text_model(checkpoint, weights)}
 
 
-def image_model(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
-    """The image tower with the checkpoint's visual prompts, if it has any."""
+def _dual(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+    """Visual prompts make two image towers, one for base and one for new classes."""
+    structure, text = checkpoint.header.structure, {"text": text_model(checkpoint, weights)}
+    assert isinstance(structure, Dual)
+    if not has_visual_prompts(checkpoint.tensors):
+        return {"image": image_model(checkpoint, weights), **text}
+    prompts = {
+        IMAGE_BASE: mixed_prompts(checkpoint.tensors, structure.mixing_weight),
+        IMAGE_NEW: backbone_prompts(checkpoint.tensors),
+    }
+    return {
+        role: image_model(checkpoint, weights, tensors) for role, tensors in prompts.items()
+    } | text
+
+
+def image_model(
+    checkpoint: PromptCheckpoint, weights: Weights, tensors: Mapping[str, Floats] | None = None
+) -> ir.Model:
+    """The image tower with the visual prompts, if there are any, of the checkpoint or `tensors`."""
     header = checkpoint.header
     return write_image_graph(
         header.backbone.config,
         weights,
         preprocessing=header.preprocessing,
-        prompts=checkpoint.tensors.get("visual.prompts"),
+        prompts=(tensors or checkpoint.tensors).get("visual.prompts"),
         layout=header.visual_layout,
     )
 
@@ -97,4 +122,4 @@ def text_model(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
 
 Writer = Callable[[PromptCheckpoint, Weights], Models]
 
-WRITERS: dict[type[Structure], Writer] = {Plain: _plain}
+WRITERS: dict[type[Structure], Writer] = {Plain: _plain, Dual: _dual}

@@ -102,7 +102,7 @@ def bench(
         engine=classifier.engine,
         precision=manifest.precision,
         classes=len(classifier.classes),
-        gflops_per_image=manifest.graphs["image"].flops / 1e9,
+        gflops_per_image=manifest.graphs[manifest.class_graph].flops / 1e9,
         threads=threads,
         data=str(data or ""),
         machine=describe_machine(PACKAGES),
