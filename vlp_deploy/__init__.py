@@ -4,7 +4,8 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from vlp_deploy.classifier import Classifier, Failure, Prediction
+    from vlp_deploy.answers import Failure, Prediction
+    from vlp_deploy.classifier import Classifier
     from vlp_deploy.errors import VlpError
 
 __version__ = "0.1.0"
@@ -12,8 +13,8 @@ __all__ = ["Classifier", "Failure", "Prediction", "VlpError", "__version__"]
 
 _HOMES = {
     "Classifier": "vlp_deploy.classifier",
-    "Failure": "vlp_deploy.classifier",
-    "Prediction": "vlp_deploy.classifier",
+    "Failure": "vlp_deploy.answers",
+    "Prediction": "vlp_deploy.answers",
     "VlpError": "vlp_deploy.errors",
 }
 

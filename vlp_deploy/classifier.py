@@ -5,20 +5,24 @@ B images, S image size, K classes, D joint width.
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple, Self, TypeVar
+from typing import Self, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp_deploy.answers import Answer, Candidate, Failure, Prediction
 from vlp_deploy.bundle import Bundle, ClassBank
 from vlp_deploy.class_list import refuse_duplicates
 from vlp_deploy.engines.base import EngineOptions
-from vlp_deploy.errors import BundleError, ClassListError, ImageError, IntegrityError
-from vlp_deploy.images import MAX_PIXELS, ImageSource
-from vlp_deploy.pipeline import batched, ordered_map
-from vlp_deploy.preprocess import preprocess
+from vlp_deploy.errors import BundleError, ClassListError, IntegrityError
+from vlp_deploy.images import ImageSource
+from vlp_deploy.items import Input
+from vlp_deploy.limits import DEFAULT_LIMITS, Limits
+from vlp_deploy.pipeline import batched
+from vlp_deploy.reading import READ_THREADS, Picture, read_pictures
 from vlp_deploy.self_test import prove
 from vlp_deploy.towers import Towers
 
@@ -28,36 +32,6 @@ Result = TypeVar("Result")
 
 BUNDLE_VARIABLE = "VLP_BUNDLE"
 BATCH_SIZE = 32
-READ_THREADS = min(8, len(os.sched_getaffinity(0)))
-
-
-class Candidate(NamedTuple):
-    """A class and its probability among the classes that were offered."""
-
-    label: str
-    probability: float
-
-
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The answer for one image. `logit` is that of the label, before temperature."""
-
-    path: str | None  # as it was given; None for an image that came without one
-    label: str
-    probability: float
-    logit: float
-    top: tuple[Candidate, ...]  # best first
-
-
-@dataclass(frozen=True, kw_only=True)
-class Failure:
-    """An input that could not be classified, and why."""
-
-    path: str | None
-    error: str
-
-
-_Read = tuple[str | None, Pixels] | Failure
 
 
 class Classifier:
@@ -164,7 +138,7 @@ class Classifier:
         batch_size: int = BATCH_SIZE,
         *,
         exact_decode: bool = False,
-    ) -> list[Prediction | Failure]:
+    ) -> list[Answer]:
         """One answer for every input, in order; an unreadable image is a Failure, not an error.
 
         Inputs are paths, encoded bytes, Pillow images and uint8 arrays (height, width, 3).
@@ -174,44 +148,52 @@ class Classifier:
 
     def stream(
         self,
-        items: Iterable[ImageSource | Failure],
+        items: Iterable[Input],
         top_k: int = 5,
         batch_size: int = BATCH_SIZE,
         *,
         exact_decode: bool = False,
-        max_pixels: int = MAX_PIXELS,
-    ) -> Iterator[Prediction | Failure]:
+        limits: Limits = DEFAULT_LIMITS,
+        read_threads: int = READ_THREADS,
+        with_embeddings: bool = False,
+    ) -> Iterator[Answer]:
         """`classify` for any number of inputs, in bounded memory: images are read ahead of use.
 
-        A Failure among the inputs comes out in its place.
+        An Item gives its image another name than its path. A Failure comes out in its place.
         """
-        if top_k < 1 or batch_size < 1:
-            raise ValueError(f"top_k is {top_k}, batch_size {batch_size}; expected 1 or more each")
-        preprocessing = self.bundle.manifest.preprocessing
+        if min(top_k, batch_size, read_threads) < 1:
+            raise ValueError(
+                f"top_k is {top_k}, batch_size {batch_size}, read_threads {read_threads};"
+                " expected 1 or more each"
+            )
+        pictures = read_pictures(
+            items,
+            self.bundle.manifest.preprocessing,
+            exact_decode=exact_decode,
+            limits=limits,
+            threads=read_threads,
+            ahead=2 * batch_size,
+        )
+        with closing(pictures):
+            for batch in batched(pictures, batch_size):
+                yield from self._answers(batch, top_k, with_embeddings)
 
-        def read(item: ImageSource | Failure) -> _Read:
-            if isinstance(item, Failure):
-                return item
-            path = os.fspath(item) if isinstance(item, str | os.PathLike) else None
-            try:
-                return path, preprocess(
-                    item, preprocessing, exact=exact_decode, max_pixels=max_pixels
-                )
-            except ImageError as error:
-                return Failure(path=path, error=str(error))
-
-        images = ordered_map(read, items, workers=READ_THREADS, ahead=2 * batch_size + READ_THREADS)
-        for batch in batched(images, batch_size):
-            yield from self._answers(batch, top_k)
-
-    def _answers(self, batch: Sequence["_Read"], top_k: int) -> Iterator[Prediction | Failure]:
-        readable = [read[1] for read in batch if not isinstance(read, Failure)]
-        rows = iter(self.logits(np.stack(readable)) if readable else ())
+    def _answers(
+        self, batch: Sequence[Picture | Failure], top_k: int, with_embeddings: bool
+    ) -> Iterator[Answer]:
+        readable = [read.pixels for read in batch if isinstance(read, Picture)]
+        rows = iter(
+            zip(*self._towers.run_image(np.stack(readable), self._bank), strict=True)
+            if readable
+            else ()
+        )
         for read in batch:
             if isinstance(read, Failure):
                 yield read
             else:
-                yield self._prediction(read[0], next(rows), top_k)
+                embedding, logits = next(rows)
+                answer = self._prediction(read.name, logits, top_k)
+                yield replace(answer, embedding=embedding) if with_embeddings else answer
 
     def _prediction(self, path: str | None, logits: Floats, top_k: int) -> Prediction:
         probabilities = softmax(logits / self.bundle.manifest.temperature)

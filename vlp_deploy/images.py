@@ -2,9 +2,10 @@
 
 Rules for odd kinds: 16-bit values are scaled to 8 bits (never clipped); floating-point and 32-bit
 values in 0…1 or 0…255 keep that range, others are stretched from their smallest to their largest;
-transparency is laid on `background`; of an animation the first frame counts; CMYK is converted as
-Pillow does, without ICC profiles; the EXIF orientation is applied. The content decides about the
-format, never the name. Damage that leaves no trace for the decoder (libjpeg conceals it) passes.
+a palette is looked up; transparency is laid on `background`; of an animation the first frame
+counts; CMYK is converted as Pillow does; ICC profiles are ignored, as in training; the EXIF
+orientation is applied. The content decides about the format, never the name. Damage that leaves no
+trace for the decoder (libjpeg conceals it) passes.
 """
 
 import io
@@ -13,26 +14,26 @@ import re
 import stat
 import threading
 import warnings
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import ExifTags, Image, UnidentifiedImageError
 
 from vlp_deploy.errors import ImageError
+from vlp_deploy.limits import DEFAULT_LIMITS, ByteBudget, Deadline, Limits
 
 ImageSource = str | os.PathLike[str] | bytes | Image.Image | NDArray[Any]
 
-# Decoding peaks at 8 bytes a pixel for RGB, 12 for 16-bit grey, 16 with transparency and 25 for
-# floating-point and 32-bit values: growth of the process's VmHWM, 6000 x 6000 pixels, Pillow 12.
-# That makes 1.4 to 4.5 GB at the limit, which is where Pillow itself refuses, so large images wait
-# for each other; those of common cameras need not.
-MAX_PIXELS = 178_956_970
-LARGE_PIXELS = 25_000_000
-_ONE_LARGE_IMAGE = threading.Lock()
+# Bytes a pixel that decoding takes at its peak: growth of the process's VmHWM, 6000 x 6000 pixels,
+# Pillow 12. Progressive JPEG keeps the coefficients of the whole image beside, scaled or not.
+DEEP_BYTES, SIXTEEN_BIT_BYTES, TRANSPARENT_BYTES, PLAIN_BYTES = 25, 12, 16, 8
+COEFFICIENT_BYTES = 6
+_DECODING = ByteBudget()
 WHITE = (255, 255, 255)
 
 # Formats that carry a signature and need no program beside Pillow (EPS would start Ghostscript).
@@ -78,34 +79,42 @@ UPRIGHT = {
 def load_image(
     source: ImageSource,
     *,
-    max_pixels: int = MAX_PIXELS,
+    limits: Limits = DEFAULT_LIMITS,
     background: tuple[int, int, int] = WHITE,
     exif_transpose: bool = True,
     draft_size: int | None = None,
+    deadline: Deadline | None = None,
 ) -> Image.Image:
     """An upright RGB image from a path, encoded bytes, a Pillow image or a uint8 array.
 
-    Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). `max_pixels` is checked before anything is
-    decoded. `draft_size` lets JPEG decode at a fraction of its size, both sides at least
-    `draft_size` (faster, not pixel-exact), but never a Pillow image, which stays the caller's.
-    Raises ImageError, whose message does not name the path. May be called from many threads; images
-    above LARGE_PIXELS are decoded one at a time.
+    Arrays are (H, W), (H, W, 1), (H, W, 3) or (H, W, 4). `limits` are checked before anything is
+    decoded; the time is that of `deadline`, looked at between two reads. `draft_size` lets JPEG
+    decode at a fraction of its size, both sides at least `draft_size` (faster, not pixel-exact),
+    but never a Pillow image, which stays the caller's. Raises ImageError, whose message does not
+    name the path. May be called from many threads: they share the bytes that decoding may take.
     """
+    deadline = deadline or Deadline(None)
     if isinstance(source, np.ndarray):
         source = _from_array(source)
     if isinstance(source, Image.Image):
         with _QUIET_PILLOW:
-            _check_size(source, max_pixels)
-            return _decode(source, background, exif_transpose, None)
-    with _open(source) as file, _QUIET_PILLOW, _identify(file) as image:
-        _check_size(image, max_pixels)
-        return _decode(image, background, exif_transpose, draft_size)
+            _check_size(source, limits)
+            with _memory_for(source, limits, deadline):
+                return _decode(source, background, exif_transpose)
+    with _open(source) as file, _QUIET_PILLOW, _identify(_Timed(file, deadline)) as image:
+        _check_size(image, limits)
+        coefficients = COEFFICIENT_BYTES * image.width * image.height
+        if draft_size is not None:
+            image.draft(None, (draft_size, draft_size))
+        progressive = coefficients if image.info.get("progressive") else 0
+        with _memory_for(image, limits, deadline, more=progressive):
+            return _decode(image, background, exif_transpose)
 
 
-def check_header(path: str | os.PathLike[str], *, max_pixels: int = MAX_PIXELS) -> None:
+def check_header(path: str | os.PathLike[str], *, limits: Limits = DEFAULT_LIMITS) -> None:
     """Raise the ImageError that `load_image` would, as far as the header tells."""
     with _open(path) as file, _QUIET_PILLOW, _identify(file) as image:
-        _check_size(image, max_pixels)
+        _check_size(image, limits)
 
 
 class _QuietPillow:
@@ -166,15 +175,29 @@ def _open(source: str | os.PathLike[str] | bytes) -> BinaryIO:
         raise ImageError(f"the file cannot be opened: {reason}") from error
 
 
-def _identify(file: BinaryIO) -> Image.Image:
+class _Timed:
+    """A file that refuses to be read on after the deadline."""
+
+    def __init__(self, file: BinaryIO, deadline: Deadline) -> None:
+        self._file, self._deadline = file, deadline
+        self.seek, self.tell = file.seek, file.tell
+
+    def read(self, size: int = -1) -> bytes:
+        self._deadline.check()
+        return self._file.read(size)
+
+
+def _identify(file: BinaryIO | _Timed) -> Image.Image:
     """The image behind a file, its header read but nothing decoded."""
     try:
         try:
-            return Image.open(file, formats=USUAL_FORMATS)
+            return Image.open(cast(BinaryIO, file), formats=USUAL_FORMATS)
         except UnidentifiedImageError:
             Image.init()
             known = tuple(name for name in OTHER_FORMATS if name in Image.OPEN)
-            return Image.open(file, formats=known)
+            return Image.open(cast(BinaryIO, file), formats=known)
+    except ImageError:  # too late
+        raise
     except UnidentifiedImageError:
         file.seek(0)
         raise ImageError(_why_unknown(file.read(512))) from None
@@ -184,28 +207,51 @@ def _identify(file: BinaryIO) -> Image.Image:
         raise ImageError(f"the image's header is damaged ({_plain(error)})") from error
 
 
-def _check_size(image: Image.Image, max_pixels: int) -> None:
+def _check_size(image: Image.Image, limits: Limits) -> None:
     width, height = image.size
-    if width * height > max_pixels:
-        raise ImageError(_too_large(f"{width} × {height} pixels; the limit is {max_pixels:,}"))
+    if width * height > limits.max_pixels:
+        raise ImageError(
+            _too_large(f"{width} × {height} pixels; the limit is {limits.max_pixels:,}")
+        )
     if width == 0 or height == 0:
         raise ImageError(f"the image has no pixels ({width} × {height})")
 
 
+@contextmanager
+def _memory_for(
+    image: Image.Image, limits: Limits, deadline: Deadline, *, more: int = 0
+) -> Iterator[None]:
+    """Holds the bytes that decoding takes; waiting for them does not count as the file's time."""
+    need = image.width * image.height * _bytes_a_pixel(image) + more
+    if need > limits.max_bytes:
+        raise ImageError(
+            _too_large(
+                f"it would take {need / 1e6:,.0f} MB; the limit is {limits.max_bytes / 1e6:,.0f}"
+            )
+        )
+    with ExitStack() as held:
+        with deadline.paused():
+            held.enter_context(_DECODING.reserve(need, limit=limits.max_bytes))
+        yield
+
+
+def _bytes_a_pixel(image: Image.Image) -> int:
+    if image.mode.startswith("I;16"):
+        return SIXTEEN_BIT_BYTES
+    if image.mode in ("I", "F"):
+        return DEEP_BYTES
+    return TRANSPARENT_BYTES if image.has_transparency_data else PLAIN_BYTES
+
+
 def _decode(
-    image: Image.Image,
-    background: tuple[int, int, int],
-    exif_transpose: bool,
-    draft_size: int | None,
+    image: Image.Image, background: tuple[int, int, int], exif_transpose: bool
 ) -> Image.Image:
     try:
-        if draft_size is not None:
-            image.draft(None, (draft_size, draft_size))
-        large = image.width * image.height > LARGE_PIXELS
-        with _ONE_LARGE_IMAGE if large else nullcontext():
-            image.load()
-            rgb = _to_rgb(image, background)
-            return _upright(rgb, _orientation(image) if exif_transpose else 1)
+        image.load()
+        rgb = _to_rgb(image, background)
+        return _upright(rgb, _orientation(image) if exif_transpose else 1)
+    except ImageError:  # too late
+        raise
     except Image.DecompressionBombError as error:
         raise ImageError(_too_large(_pixels_found(error))) from error
     except Exception as error:  # Pillow's decoders raise whatever the damaged bytes led them to

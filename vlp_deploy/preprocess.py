@@ -9,7 +9,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.images import MAX_PIXELS, ImageSource, load_image
+from vlp_deploy.images import ImageSource, load_image
+from vlp_deploy.limits import DEFAULT_LIMITS, Deadline, Limits
 
 # JPEG decoded at twice the target: 1.5 levels off on average and 5 at most, on line drawings
 DRAFT_FACTOR = 2
@@ -21,7 +22,8 @@ def preprocess(
     preprocessing: Preprocessing,
     *,
     exact: bool = True,
-    max_pixels: int = MAX_PIXELS,
+    limits: Limits = DEFAULT_LIMITS,
+    deadline: Deadline | None = None,
 ) -> NDArray[np.uint8]:
     """Pixels (3, S, S) of anything that `load_image` reads. Raises ImageError.
 
@@ -31,10 +33,11 @@ def preprocess(
     size = preprocessing.image_size
     image = load_image(
         source,
-        max_pixels=max_pixels,
+        limits=limits,
         background=preprocessing.background,
         exif_transpose=preprocessing.exif_transpose,
         draft_size=None if exact else DRAFT_FACTOR * size,
+        deadline=deadline,
     )
     pixels = np.asarray(_resize_and_crop(image, size))  # (S, S, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))

@@ -1,4 +1,4 @@
-"""From answers to bytes: a table to read, or JSON lines, CSV and Parquet for programs.
+"""From answers to bytes and back: a table to read, or JSON lines, CSV and records for programs.
 
 One line for every input. A path that is not UTF-8 is written with replacement characters, and
 exactly, in base64, as `path_b64`.
@@ -9,148 +9,122 @@ import csv
 import io
 import os
 import re
-from abc import ABC, abstractmethod
-from typing import Any, BinaryIO
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, NamedTuple
 
 import msgspec
 
-from vlp_deploy.classifier import Failure, Prediction
-from vlp_deploy.errors import MissingExtraError
-
-Answer = Prediction | Failure
+from vlp_deploy.answers import Answer, Failure
 
 DIGITS = 6  # of a probability: more would differ between batch sizes
-ROWS_A_GROUP = 10_000
+CSV_COLUMNS = ("path", "label", "probability", "error", "top", "path_b64")
 
 
-class ResultWriter(ABC):
-    """Writes answers to an open file, one call an answer; `close` writes what is left."""
+class Row(NamedTuple):
+    """What a written answer tells of its input: the name, exactly, and whether it failed."""
 
-    def __init__(self, file: BinaryIO) -> None:
-        self._file = file
-
-    @abstractmethod
-    def write(self, answer: Answer) -> None:
-        """Write one answer."""
-
-    def close(self) -> None:
-        """Write the end. The file stays open."""
-        self._file.flush()
+    name: str | None
+    failed: bool
 
 
-class TableWriter(ResultWriter):
+@dataclass(frozen=True, kw_only=True)
+class LineFormat:
+    """How an answer becomes a line and, for those that are read again, a line a Row.
+
+    `decode` raises ValueError for what is no such line.
+    """
+
+    encode: Callable[[Answer], bytes]
+    decode: Callable[[bytes], Row]
+    heading: bytes = b""
+
+
+def record(answer: Answer) -> dict[str, Any]:
+    """`{"path","label","probability","top"}` or `{"path","error"}`; also `path_b64` if needed."""
+    found: dict[str, Any] = {"path": None if answer.path is None else _utf8(answer.path)}
+    if isinstance(answer, Failure):
+        found["error"] = _utf8(answer.error)
+    else:
+        found["label"] = answer.label
+        found["probability"] = round(answer.probability, DIGITS)
+        found["top"] = [
+            {"label": c.label, "probability": round(c.probability, DIGITS)} for c in answer.top
+        ]
+    if answer.path is not None and found["path"] != answer.path:
+        found["path_b64"] = _base64(answer.path)
+    return found
+
+
+def row_of(path: str | None, path_b64: str | None, error: str | None) -> Row:
+    """The Row of a written record's fields."""
+    name = os.fsdecode(base64.b64decode(path_b64, validate=True)) if path_b64 else path
+    return Row(name, bool(error))
+
+
+def _table_line(answer: Answer) -> bytes:
     """For people: label, probability, path and the runners-up."""
-
-    def write(self, answer: Answer) -> None:
-        path = _printable(answer.path or "-")
-        if isinstance(answer, Failure):
-            line = f"{'error':<32}  {path}: {_printable(answer.error)}"
-        else:
-            runners_up = ", ".join(f"{c.label} {c.probability:.1%}" for c in answer.top[1:])
-            also = f"  ({_printable(runners_up)})" if runners_up else ""
-            line = f"{_printable(answer.label):<24}{answer.probability:>8.1%}  {path}{also}"
-        self._file.write(line.encode() + b"\n")
-        self._file.flush()
+    path = _printable(answer.path or "-")
+    if isinstance(answer, Failure):
+        line = f"{'error':<32}  {path}: {_printable(answer.error)}"
+    else:
+        runners_up = ", ".join(f"{c.label} {c.probability:.1%}" for c in answer.top[1:])
+        also = f"  ({_printable(runners_up)})" if runners_up else ""
+        line = f"{_printable(answer.label):<24}{answer.probability:>8.1%}  {path}{also}"
+    return line.encode() + b"\n"
 
 
-class JsonLinesWriter(ResultWriter):
-    """`{"path","label","probability","top"}` or `{"path","error"}`."""
-
-    def write(self, answer: Answer) -> None:
-        self._file.write(msgspec.json.encode(_record(answer)) + b"\n")
-        self._file.flush()
+def _no_row(line: bytes) -> Row:
+    raise ValueError("a table is for people; it cannot be read again")
 
 
-class CsvWriter(ResultWriter):
-    """One line an input; `top` holds `label probability` pairs, separated by `|`.
+def _json_line(answer: Answer) -> bytes:
+    return msgspec.json.encode(record(answer)) + b"\n"
+
+
+class _JsonFields(msgspec.Struct):
+    path: str | None
+    path_b64: str | None = None
+    error: str | None = None
+
+
+_JSON_DECODER = msgspec.json.Decoder(_JsonFields)
+
+
+def _json_row(line: bytes) -> Row:
+    fields = _JSON_DECODER.decode(line)  # msgspec's errors are ValueErrors
+    return row_of(fields.path, fields.path_b64, fields.error)
+
+
+def _csv_line(answer: Answer) -> bytes:
+    """`top` holds `label probability` pairs, separated by `|`.
 
     All fields are quoted. Control characters are written as in Python, a line break as `\\n`; a
     path that holds some is also given exactly, as `path_b64`.
     """
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-        self._row(["path", "label", "probability", "error", "top", "path_b64"])
-
-    def write(self, answer: Answer) -> None:
-        record = _record(answer)
-        top = "|".join(f"{c['label']} {c['probability']}" for c in record.get("top", ()))
-        names = ("path", "label", "probability", "error")
-        fields = ["" if record.get(name) is None else str(record[name]) for name in names]
-        altered = answer.path is not None and _without_controls(fields[0]) != answer.path
-        self._row([*fields, top, _base64(answer.path or "") if altered else ""])
-
-    def _row(self, fields: list[str]) -> None:
-        text = io.StringIO()
-        writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
-        writer.writerow(map(_without_controls, fields))
-        self._file.write(text.getvalue().encode())
-        self._file.flush()
+    found = record(answer)
+    top = "|".join(f"{c['label']} {c['probability']}" for c in found.get("top", ()))
+    fields = ["" if found.get(name) is None else str(found[name]) for name in CSV_COLUMNS[:4]]
+    altered = answer.path is not None and _without_controls(fields[0]) != answer.path
+    return _csv_row([*fields, top, _base64(answer.path or "") if altered else ""])
 
 
-class ParquetWriter(ResultWriter):
-    """Columns path, label, probability, error, top (list of label and probability), path_b64."""
-
-    def __init__(self, file: BinaryIO) -> None:
-        super().__init__(file)
-        try:
-            import pyarrow
-            import pyarrow.parquet
-        except ModuleNotFoundError:
-            raise MissingExtraError("parquet", needs="pyarrow", extra="parquet") from None
-        text, number = pyarrow.string(), pyarrow.float64()
-        candidate = pyarrow.struct([("label", text), ("probability", number)])
-        self._schema = pyarrow.schema(
-            [
-                ("path", text),
-                ("label", text),
-                ("probability", number),
-                ("error", text),
-                ("top", pyarrow.list_(candidate)),
-                ("path_b64", text),
-            ]
-        )
-        self._table = pyarrow.Table
-        self._writer = pyarrow.parquet.ParquetWriter(file, self._schema)
-        self._rows: list[dict[str, Any]] = []
-
-    def write(self, answer: Answer) -> None:
-        self._rows.append(_record(answer))
-        if len(self._rows) == ROWS_A_GROUP:
-            self._write_group()
-
-    def close(self) -> None:
-        if self._rows:
-            self._write_group()
-        self._writer.close()
-        super().close()
-
-    def _write_group(self) -> None:
-        self._writer.write_table(self._table.from_pylist(self._rows, schema=self._schema))
-        self._rows = []
+def _csv_row(fields: list[str]) -> bytes:
+    text = io.StringIO()
+    writer = csv.writer(text, quoting=csv.QUOTE_ALL, lineterminator="\n")
+    writer.writerow(map(_without_controls, fields))
+    return text.getvalue().encode()
 
 
-WRITERS: dict[str, type[ResultWriter]] = {
-    "table": TableWriter,
-    "jsonl": JsonLinesWriter,
-    "csv": CsvWriter,
-    "parquet": ParquetWriter,
-}
-
-
-def _record(answer: Answer) -> dict[str, Any]:
-    record: dict[str, Any] = {"path": None if answer.path is None else _utf8(answer.path)}
-    if isinstance(answer, Failure):
-        record["error"] = _utf8(answer.error)
-    else:
-        record["label"] = answer.label
-        record["probability"] = round(answer.probability, DIGITS)
-        record["top"] = [
-            {"label": c.label, "probability": round(c.probability, DIGITS)} for c in answer.top
-        ]
-    if answer.path is not None and record["path"] != answer.path:
-        record["path_b64"] = _base64(answer.path)
-    return record
+def _csv_row_of(line: bytes) -> Row:
+    try:
+        (fields,) = csv.reader([line.decode()], strict=True)
+    except csv.Error as error:
+        raise ValueError(str(error)) from error
+    if len(fields) != len(CSV_COLUMNS):
+        raise ValueError(f"{len(fields)} fields; expected {len(CSV_COLUMNS)}")
+    values = dict(zip(CSV_COLUMNS, fields, strict=True))
+    return row_of(values["path"], values["path_b64"], values["error"])
 
 
 def _base64(path: str) -> str:
@@ -172,3 +146,10 @@ def _printable(text: str) -> str:
     return "".join(
         c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text
     )
+
+
+LINE_FORMATS: dict[str, LineFormat] = {
+    "table": LineFormat(encode=_table_line, decode=_no_row),
+    "jsonl": LineFormat(encode=_json_line, decode=_json_row),
+    "csv": LineFormat(encode=_csv_line, decode=_csv_row_of, heading=_csv_row(list(CSV_COLUMNS))),
+}

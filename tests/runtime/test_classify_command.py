@@ -123,8 +123,8 @@ def test_new_classes_from_a_file(classify, images: Path, fake_bundle: Path, tmp_
     )
 
 
-@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
-def test_output_file_is_written_in_the_format_of_its_name(
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out.txt"])
+def test_output_is_written_in_the_format_of_its_name(
     classify, images: Path, fake_bundle: Path, tmp_path: Path, name: str
 ) -> None:
     if name.endswith("parquet"):
@@ -134,23 +134,29 @@ def test_output_file_is_written_in_the_format_of_its_name(
     done = classify(images, "--bundle", fake_bundle, "--output", output)
 
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
-    start = {"out.jsonl": b'{"path"', "out.csv": b'"path","label"', "out.parquet": b"PAR1"}[name]
-    assert output.read_bytes().startswith(start)
-    assert os.listdir(output.parent) == [name]
+    written = output / "part-00000.parquet" if output.is_dir() else output
+    start = {
+        "out.jsonl": b'{"path"',
+        "out.csv": b'"path","label"',
+        "out.parquet": b"PAR1",
+        "out.txt": tuple(map(str.encode, ("red", "green", "blue", "grey"))),
+    }[name]
+    assert written.read_bytes().startswith(start)
+    header = [] if name == "out.txt" else [f"{name}.header.json"]  # a table is not read again
+    assert sorted(os.listdir(output.parent)) == [name, *header]
 
 
-def test_output_stays_as_it_was_when_nothing_is_found(
+def test_nothing_is_written_when_nothing_is_found(
     classify, fake_bundle: Path, tmp_path: Path
 ) -> None:
-    output, empty = tmp_path / "out.jsonl", tmp_path / "empty"
-    output.write_bytes(b"earlier answers")
+    output, empty = tmp_path / "new" / "out.jsonl", tmp_path / "empty"
     empty.mkdir()
 
     done = classify(empty, "--bundle", fake_bundle, "--output", output)
 
     assert done.returncode == 1
     assert done.stderr.decode() == f"vlp: there are no images in {empty}\n"
-    assert output.read_bytes() == b"earlier answers"
+    assert not output.parent.exists()
 
 
 def test_output_that_cannot_be_written_is_explained(

@@ -17,8 +17,8 @@ from PIL import Image
 
 from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset, subset
 from vlp_deploy.errors import DataError, MissingExtraError
-from vlp_deploy.find_images import ImageFinder
 from vlp_deploy.images import IMAGE_SUFFIXES
+from vlp_deploy.inputs import Inputs
 
 
 def touch(root: Path, *names: str) -> Path:
@@ -584,7 +584,7 @@ def test_pipes_and_formats_that_classify_refuses_are_unreadable(tmp_path: Path) 
 def test_folders_take_what_classify_takes(tmp_path: Path) -> None:
     names = [f"1{suffix}" for suffix in IMAGE_SUFFIXES]
     touch(tmp_path, "b/1.png", *(f"a/{name}" for name in names))
-    found = list(ImageFinder([tmp_path / "a"]))
+    found = list(Inputs([tmp_path / "a"]))
     assert [sample.path.name for sample in load_dataset(tmp_path).splits["all"][:-1]] == [
         os.path.basename(str(path)) for path in found
     ]

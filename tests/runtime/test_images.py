@@ -18,6 +18,7 @@ from PIL import Image, ImageOps
 from vlp_deploy import images
 from vlp_deploy.errors import ImageError
 from vlp_deploy.images import check_header, load_image
+from vlp_deploy.limits import Deadline, Limits
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:
@@ -204,27 +205,46 @@ def test_lazily_opened_pillow_images_keep_their_size() -> None:
     assert load_image(content, draft_size=64).size == (100, 75)
 
 
-def test_large_images_are_decoded_one_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    large, small = (encoded(Image.new("RGB", (side, side)), "PNG") for side in (30, 20))
-    monkeypatch.setattr("vlp_deploy.images.LARGE_PIXELS", 500)
-    inside, most = [], {"large": 0, "small": 0}
+def test_images_decoded_at_once_share_the_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    large, small = (encoded(Image.new("RGB", (side, side)), "PNG") for side in (30, 10))
+    inside, most = [], {"large": 0, "all": 0}
     to_rgb = images._to_rgb
 
     def slow(image: Image.Image, background: tuple[int, int, int]) -> Image.Image:
-        kind = "large" if image.width == 30 else "small"
-        inside.append(kind)
-        most[kind] = max(most[kind], inside.count(kind))
+        inside.append(image.width)
+        most["large"] = max(most["large"], inside.count(30))
+        most["all"] = max(most["all"], len(inside))
         time.sleep(0.02)
-        inside.remove(kind)
+        inside.remove(image.width)
         return to_rgb(image, background)
 
     monkeypatch.setattr(images, "_to_rgb", slow)
+    limits = Limits(max_bytes=8 * (30 * 30 + 3 * 10 * 10))
 
     with ThreadPoolExecutor(8) as pool:
-        list(pool.map(load_image, [large, small] * 8))
+        list(pool.map(lambda content: load_image(content, limits=limits), [large, small] * 8))
 
     assert most["large"] == 1
-    assert most["small"] > 1
+    assert 1 < most["all"] <= 12  # twelve small ones, or a large one and three small ones
+
+
+def test_image_that_would_take_too_much_memory_is_refused() -> None:
+    rgb = encoded(Image.new("RGB", (100, 100)), "PNG")
+    rgba = encoded(Image.new("RGBA", (100, 100)), "PNG")
+    progressive = encoded(Image.new("RGB", (100, 100)), "JPEG", progressive=True)
+
+    assert load_image(rgb, limits=Limits(max_bytes=80_000)).size == (100, 100)
+    for content, size in ((rgb, 79_999), (rgba, 159_999), (progressive, 139_999)):
+        with pytest.raises(ImageError, match="it would take 0 MB"):
+            load_image(content, limits=Limits(max_bytes=size))
+
+
+def test_no_image_is_read_on_after_its_deadline() -> None:
+    deadline = Deadline(0.01)
+    time.sleep(0.02)
+
+    with pytest.raises(ImageError, match=r"takes longer than 0\.01 s"):
+        load_image(encoded(Image.new("RGB", (10, 10)), "PNG"), deadline=deadline)
 
 
 def test_header_check_refuses_what_loading_would(tmp_path: Path, broken_images) -> None:
@@ -233,7 +253,7 @@ def test_header_check_refuses_what_loading_would(tmp_path: Path, broken_images) 
 
     check_header(good)
     with pytest.raises(ImageError, match="the limit is 24"):
-        check_header(good, max_pixels=24)
+        check_header(good, limits=Limits(max_pixels=24))
     with pytest.raises(ImageError, match="a pipe"):
         check_header(tmp_path / "pipe")
 
@@ -284,11 +304,11 @@ def test_other_arrays_are_refused_with_their_shape(array) -> None:
 def test_pixel_cap_is_checked_before_decoding(broken_images) -> None:
     content = encoded(Image.new("RGB", (100, 100)), "PNG")
 
-    assert load_image(content, max_pixels=10_000).size == (100, 100)
+    assert load_image(content, limits=Limits(max_pixels=10_000)).size == (100, 100)
     with pytest.raises(ImageError, match=r"100 × 100 pixels; the limit is 9,999"):
-        load_image(content, max_pixels=9_999)
+        load_image(content, limits=Limits(max_pixels=9_999))
     with pytest.raises(ImageError, match="too large"):  # Pillow's own limit stays above all
-        load_image(broken_images["bomb.png"][0], max_pixels=10**12)
+        load_image(broken_images["bomb.png"][0], limits=Limits(max_pixels=10**12))
 
 
 def test_pillows_warnings_stay_inside_and_filters_are_restored() -> None:
@@ -333,7 +353,7 @@ def test_damaged_bytes_give_a_picture_or_a_refusal(data: st.DataObject, odd_imag
 
     for attempt in (bytes(content), bytes(content[:cut])):
         try:
-            image = load_image(attempt, max_pixels=10**6)
+            image = load_image(attempt, limits=Limits(max_pixels=10**6))
         except ImageError:
             continue
         assert image.mode == "RGB"

@@ -12,6 +12,7 @@ from PIL import Image
 from vlp_deploy.architecture import Preprocessing
 from vlp_deploy.errors import ImageError
 from vlp_deploy.images import load_image
+from vlp_deploy.limits import Limits
 from vlp_deploy.preprocess import MAX_RESIZED_PIXELS, preprocess
 
 
@@ -118,4 +119,4 @@ def test_exif_orientation_can_be_switched_off() -> None:
 
 def test_pixel_cap_reaches_the_loader() -> None:
     with pytest.raises(ImageError, match="too large"):
-        preprocess(noise(20, 20), Preprocessing(image_size=16), max_pixels=399)
+        preprocess(noise(20, 20), Preprocessing(image_size=16), limits=Limits(max_pixels=399))

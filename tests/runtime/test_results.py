@@ -9,8 +9,8 @@ import re
 
 import pytest
 
-from vlp_deploy.classifier import Candidate, Failure, Prediction
-from vlp_deploy.results import WRITERS
+from vlp_deploy.answers import Candidate, Failure, Prediction
+from vlp_deploy.results import LINE_FORMATS
 
 GOOD = Prediction(
     path="a b/ü.jpg",
@@ -25,12 +25,8 @@ PATHLESS = Prediction(path=None, label="x", probability=1.0, logit=1.0, top=(Can
 
 
 def written(format: str, *answers: Prediction | Failure) -> bytes:
-    file = io.BytesIO()
-    writer = WRITERS[format](file)
-    for answer in answers:
-        writer.write(answer)
-    writer.close()
-    return file.getvalue()
+    lines = LINE_FORMATS[format]
+    return lines.heading + b"".join(map(lines.encode, answers))
 
 
 def test_json_lines_are_exactly_as_specified() -> None:
@@ -85,22 +81,21 @@ def test_csv_quotes_every_field() -> None:
     ]
 
 
-def test_parquet_holds_the_records() -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_lines_tell_which_input_they_answer(format: str) -> None:
+    nasty = Failure(path='a\nb\x1b[2J\r\u202e,".jpg', error="it is locked")
 
-    rows = parquet.read_table(io.BytesIO(written("parquet", GOOD, BAD))).to_pylist()
+    rows = [LINE_FORMATS[format].decode(LINE_FORMATS[format].encode(a)) for a in (GOOD, nasty, ODD)]
 
-    assert rows[0]["top"] == [
-        {"label": "red panda", "probability": 0.75},
-        {"label": 'cat, "big"', "probability": 0.25},
-    ]
-    assert [row["error"] for row in rows] == [None, "the file is empty"]
+    assert rows == [(GOOD.path, False), (nasty.path, True), (ODD.path, True)]
 
 
-def test_parquet_without_answers_is_an_empty_table() -> None:
-    parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
-
-    assert parquet.read_table(io.BytesIO(written("parquet"))).num_rows == 0
+@pytest.mark.parametrize("format", ["jsonl", "csv"])
+def test_what_is_no_line_is_an_error(format: str) -> None:
+    whole = LINE_FORMATS[format].encode(GOOD)
+    for line in (whole[:-5], b"\n", b"\0" * 50 + b"\n", b"\xff\n", b"[]\n"):
+        with pytest.raises(ValueError, match=r".+"):
+            LINE_FORMATS[format].decode(line)
 
 
 def test_table_has_one_line_an_input() -> None:

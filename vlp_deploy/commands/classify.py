@@ -1,22 +1,32 @@
-"""`vlp classify`: images and folders to a line of answer each, without PyTorch."""
+"""`vlp classify`: pictures from files, archives and tables to a line of answer each, torch-free."""
 
+import itertools
 import os
 import sys
-import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 
-from vlp_deploy.class_list import read_class_list
-from vlp_deploy.classifier import BATCH_SIZE, Classifier, Failure, Prediction
+from vlp_deploy import __version__
+from vlp_deploy.answers import Answer
+from vlp_deploy.class_list import ClassNames, read_class_list
+from vlp_deploy.classifier import BATCH_SIZE, Classifier
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import atomic_file
-from vlp_deploy.find_images import ImageFinder
-from vlp_deploy.results import WRITERS, ResultWriter
+from vlp_deploy.inputs import Inputs
+from vlp_deploy.items import Input
+from vlp_deploy.limits import MAX_BYTES, MAX_PIXELS, SECONDS, Limits
+from vlp_deploy.outputs.embeddings import EMBEDDING_SUFFIXES
+from vlp_deploy.outputs.header import Decoding, RunHeader
+from vlp_deploy.outputs.run import Run
+from vlp_deploy.progress import progress_bar, status
+from vlp_deploy.reading import READ_THREADS
+
+MEGABYTE = 1_000_000
 
 
 class Format(StrEnum):
@@ -29,7 +39,13 @@ class Format(StrEnum):
 
 
 def classify(
-    images: Annotated[list[Path], typer.Argument(help="Images, and folders to search.")],
+    images: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Images, folders to search, .tar and .zip archives, .parquet tables; - for a list "
+            "of paths on stdin."
+        ),
+    ],
     classes: Annotated[
         Path | None,
         typer.Option(help="New classes: a UTF-8 file, one a line, synonyms separated by tabs."),
@@ -44,9 +60,16 @@ def classify(
     output: Annotated[
         Path | None,
         typer.Option(
-            help="File to write instead of stdout; appears when complete. A pipe or a device is "
-            "written as answers come."
+            help="Write here instead of to stdout. A .jsonl or .csv file or a .parquet folder that "
+            "was left unfinished is continued by typing the same command again."
         ),
+    ] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Begin --output and --embeddings anew.")
+    ] = False,
+    embeddings: Annotated[
+        Path | None,
+        typer.Option(help="Also write image embeddings: .npy, or .parquet for a folder of parts."),
     ] = None,
     exact_decode: Annotated[
         bool, typer.Option("--exact-decode", help="Decode JPEG in full; slower on photos.")
@@ -54,6 +77,9 @@ def classify(
     engine: Annotated[str, typer.Option(help="auto, onnx or fake.")] = "auto",
     device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
     threads: Annotated[int, typer.Option(min=0, help="0: the engine's own choice.")] = 0,
+    read_threads: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = (
+        READ_THREADS
+    ),
     batch_size: Annotated[int, typer.Option(min=1, help="Images the engine gets at once.")] = (
         BATCH_SIZE
     ),
@@ -63,35 +89,59 @@ def classify(
             help="Prompt with {} for the names in --classes; repeat it to average several."
         ),
     ] = None,
+    max_pixels: Annotated[
+        int, typer.Option(min=1, help="An image with more is an error.")
+    ] = MAX_PIXELS,
+    max_memory: Annotated[
+        int, typer.Option(min=1, help="Megabytes that decoding may take, of all images at once.")
+    ] = MAX_BYTES // MEGABYTE,
+    timeout: Annotated[
+        float, typer.Option(min=0, help="Seconds to read an image, 0 for any time.")
+    ] = SECONDS,
 ) -> int:
-    """Classify images and print one line for each, in the order they were given.
+    """Classify images and give one line for each, in the order they were named.
 
     In folders every file counts that is named like an image or begins like one. Results go to
     stdout, the rest to stderr. Exit code 1 if an input could not be classified.
     """
     chosen = _format(format, output)
-    if chosen == Format.PARQUET and output is None:
-        raise typer.BadParameter("parquet is binary: name a file with --output")
-    if template and classes is None:  # the bundle does not keep its classes' synonyms
-        raise typer.BadParameter("--template is for new classes: name them with --classes")
+    _check(chosen, output, embeddings, template_alone=bool(template) and classes is None)
+    limits = Limits(max_pixels=max_pixels, max_bytes=max_memory * MEGABYTE, seconds=timeout or None)
     names = read_class_list(classes) if classes else None
-    classifier = Classifier.load(bundle, engine, threads or None, device=device)
-    if names is not None:
-        with _status() as say:
-            classifier = classifier.with_classes(
-                names,
-                template,
-                progress=lambda done, total: say(f"{done:,} of {total:,} class texts"),
-            )
-    found = ImageFinder(images)
-    answers = classifier.stream(found, top_k, batch_size, exact_decode=exact_decode)
-    answers_scroll_by = output is None and sys.stdout.isatty()
-    with _opened(output) as file, _status(shown=not answers_scroll_by) as say:
-        done, failed = _write(answers, WRITERS[chosen](file), say)
-        if not done:
-            raise DataError(f"there are no images in {', '.join(map(str, images))}")
-    _report(done, failed, found.left_out)
-    return int(failed > 0)
+    loaded = Classifier.load(bundle, engine, threads or None, device=device)
+    classifier = _with_classes(loaded, names, template)
+    inputs = Inputs(images)
+    items = _not_empty(inputs)
+    header = RunHeader(
+        tool=f"vlp-deploy {__version__}",
+        bundle=classifier.bundle.digest,
+        engine=classifier.engine,
+        device=device,
+        classes=tuple(map(tuple, names)) if names else None,
+        templates=tuple(template) if template else None,
+        inputs=tuple(map(_text, images)),
+        format=chosen,
+        top_k=top_k,
+        decoding=_decoding(classifier, limits, exact_decode=exact_decode),
+        embeddings=_text(embeddings) if embeddings else None,
+    )
+    width = classifier.bundle.manifest.backbone.config.embed_dim
+    with _opened(output, embeddings, header, width=width, force=force) as run:
+        if run.is_complete:
+            return _report_complete(run)
+        run.skip_answered(items)
+        answers = classifier.stream(
+            items,
+            top_k,
+            batch_size,
+            exact_decode=exact_decode,
+            limits=limits,
+            read_threads=read_threads,
+            with_embeddings=embeddings is not None,
+        )
+        _write(answers, run, inputs, shown=output is not None or not sys.stdout.isatty())
+    _report(run, inputs.tally.left_out)
+    return int(run.failed > 0)
 
 
 def _format(format: Format | None, output: Path | None) -> Format:
@@ -100,21 +150,93 @@ def _format(format: Format | None, output: Path | None) -> Format:
     return format or (Format(by_name) if by_name in set(Format) else Format.TABLE)
 
 
+def _check(
+    format: Format, output: Path | None, embeddings: Path | None, *, template_alone: bool
+) -> None:
+    """Raise for options that do not go together."""
+    if format == Format.PARQUET and output is None:
+        raise typer.BadParameter("parquet is a folder of parts: name it with --output")
+    if template_alone:  # the bundle does not keep its classes' synonyms
+        raise typer.BadParameter("--template is for new classes: name them with --classes")
+    if embeddings and embeddings.suffix not in EMBEDDING_SUFFIXES:
+        raise typer.BadParameter(
+            f"--embeddings {embeddings}: expected a name in {' or '.join(EMBEDDING_SUFFIXES)}"
+        )
+
+
+def _with_classes(
+    classifier: Classifier, names: ClassNames | None, templates: list[str] | None
+) -> Classifier:
+    if names is None:
+        return classifier
+    with status() as say:
+        return classifier.with_classes(
+            names,
+            templates,
+            progress=lambda done, total: say(f"{done:,} of {total:,} class texts"),
+        )
+
+
+def _not_empty(inputs: Inputs) -> Iterator[Input]:
+    """The inputs. Raises DataError at once if there are none."""
+    items = iter(inputs)
+    if (first := next(items, None)) is None:
+        raise DataError(f"there are no images in {', '.join(map(str, inputs.paths))}")
+    return itertools.chain([first], items)
+
+
+def _decoding(classifier: Classifier, limits: Limits, *, exact_decode: bool) -> Decoding:
+    preprocessing = classifier.bundle.manifest.preprocessing
+    return Decoding(
+        jpeg="exact" if exact_decode else "scaled",
+        exif_transpose=preprocessing.exif_transpose,
+        background=preprocessing.background,
+        max_pixels=limits.max_pixels,
+        max_bytes=limits.max_bytes,
+        seconds=limits.seconds,
+    )
+
+
+def _text(path: Path) -> str:
+    """A path for a record: what is not UTF-8 in it is replaced."""
+    return os.fsencode(path).decode("utf-8", "replace")
+
+
 @contextmanager
-def _opened(output: Path | None) -> Iterator[BinaryIO]:
-    """Where answers go: stdout, a pipe or device, or a file that appears when all went well."""
+def _opened(
+    output: Path | None, embeddings: Path | None, header: RunHeader, *, width: int, force: bool
+) -> Iterator[Run]:
+    """Where answers go; closed at the end, finished or not. Errors of writing name the file."""
+    try:
+        with ExitStack() as stack:
+            if output is not None and _can_continue(output, header.format):
+                run = Run.saved(Path(os.path.realpath(output)), header, width=width, force=force)
+            else:
+                file = stack.enter_context(_stream(output))
+                run = Run.streamed(file, header, width=width, force=force)
+            stack.callback(run.close)
+            yield run
+    except OSError as error:
+        if output is None:  # a reader of stdout that went away, say
+            raise
+        raise DataError(f"--output {output} cannot be written: {error.strerror}") from error
+
+
+def _can_continue(output: Path, format: str) -> bool:
+    """Whether answers stay there and can be read again."""
+    special = output.exists() and not output.is_file() and not output.is_dir()
+    return format != Format.TABLE and not special and not _is_stdout(output)
+
+
+@contextmanager
+def _stream(output: Path | None) -> Iterator[BinaryIO]:
+    """stdout, a pipe or device, or a file that appears when all went well."""
     if output is None or _is_stdout(output):
         yield sys.stdout.buffer
         return
-    try:
-        with (
-            open(output, "wb")
-            if output.exists() and not output.is_file()
-            else atomic_file(Path(os.path.realpath(output)))
-        ) as file:
-            yield file
-    except OSError as error:
-        raise DataError(f"--output {output} cannot be written: {error.strerror}") from error
+    special = output.exists() and not output.is_file()
+    with open(output, "wb") if special else atomic_file(Path(os.path.realpath(output))) as file:
+        yield file
 
 
 def _is_stdout(output: Path) -> bool:
@@ -125,38 +247,30 @@ def _is_stdout(output: Path) -> bool:
         return False
 
 
-def _write(
-    answers: Iterable[Prediction | Failure], writer: ResultWriter, say: Callable[[str], None]
-) -> tuple[int, int]:
-    """Write all answers; the numbers of inputs and of failures."""
-    done = failed = 0
-    started = time.perf_counter()
-    for answer in answers:
-        writer.write(answer)
-        done += 1
-        failed += isinstance(answer, Failure)
-        rate = done / (time.perf_counter() - started)
-        say(f"{done:,} images, {failed:,} failed, {rate:.1f} images/s")
-    writer.close()
-    return done, failed
+def _write(answers: Iterator[Answer], run: Run, inputs: Inputs, *, shown: bool) -> None:
+    """Write all answers, or as many as there are when somebody interrupts."""
+    with progress_bar(inputs.count, begun=run.rows, shown=shown) as show:
+        for answer in answers:
+            run.write(answer)
+            show(run.rows, run.failed)
+    run.finish()
 
 
-@contextmanager
-def _status(*, shown: bool = True) -> Iterator[Callable[[str], None]]:
-    """A line on stderr that changes; none where nobody would see it."""
-    if not (shown and sys.stderr.isatty()):
-        yield lambda text: None
-        return
-    from rich.console import Console  # takes 50 ms, and only a terminal needs it
-
-    with Console(stderr=True).status("starting") as status:
-        yield status.update
-
-
-def _report(done: int, failed: int, left_out: int) -> None:
+def _report(run: Run, left_out: int) -> None:
     """What happened, on stderr, where it is not plain from the answers."""
-    if failed or left_out:
-        parts = [f"{done:,} inputs", f"{failed:,} failed"]
-        if left_out:
-            parts.append(f"{left_out:,} other files in the folders were left out")
+    parts = [f"{run.rows:,} inputs", f"{run.failed:,} failed"]
+    if run.begun:
+        parts.append(f"{run.begun:,} were answered before")
+    if left_out:
+        parts.append(f"{left_out:,} other files in the folders were left out")
+    if run.failed or len(parts) > 2:
         print(f"vlp: {', '.join(parts)}", file=sys.stderr)
+
+
+def _report_complete(run: Run) -> int:
+    print(
+        f"vlp: the output is complete already: {run.rows:,} inputs, {run.failed:,} failed;"
+        " --force begins anew",
+        file=sys.stderr,
+    )
+    return int(run.failed > 0)

@@ -11,10 +11,11 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from vlp_deploy.answers import Prediction
 from vlp_deploy.bench import BenchReport
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.classifier import Classifier, Prediction
+from vlp_deploy.classifier import Classifier
 from vlp_deploy.commands.bench import REPORT_FILE
 from vlp_deploy.data import Dataset, load_dataset
 from vlp_deploy.embedded import emoji_path

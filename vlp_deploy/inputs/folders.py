@@ -1,68 +1,58 @@
-"""From the paths that a user names to the files to classify, in an order that never changes.
+"""From a folder to the image files in it, to any depth, in the byte order of their paths.
 
-A path named directly always counts. Within folders, which are searched to any depth, a file counts
-if its name ends like an image's, or its first bytes are an image's, or it cannot be looked into (a
-link to nothing, a file without permission). Hidden files and folders, links to folders and whatever
-else is left out are counted. Entries come sorted by their names' bytes.
+A file counts if its name ends like an image's, or its first bytes are an image's, or it cannot be
+looked into (a link to nothing, a file without permission). Hidden files and folders, links to
+folders (they may lead in circles) and whatever else is left out are counted. A folder is read when
+its turn comes; of those on the way down only names are kept, some 60 bytes an entry.
 """
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator
 
-from vlp_deploy.classifier import Failure
-from vlp_deploy.images import IMAGE_SUFFIXES, has_image_signature
-
-SIGNATURE_BYTES = 16
+from vlp_deploy.answers import Failure
+from vlp_deploy.images import has_image_signature
+from vlp_deploy.inputs.tally import SIGNATURE_BYTES, Tally, is_named_like_image
 
 
-@dataclass
-class ImageFinder:
-    """Iterates over the files; `left_out` counts those that are no images."""
+def folder_items(folder: str, tally: Tally) -> Iterator[str | Failure]:
+    """Paths as strings; a Failure for a folder that cannot be read."""
+    pending: list[Iterator[str]] = [iter([os.path.join(folder, "")])]
+    while pending:
+        if (path := next(pending[-1], None)) is None:
+            pending.pop()
+        elif path.endswith("/"):
+            try:
+                pending.append(_entries(path, tally))
+            except OSError as error:
+                reason = f"the folder cannot be read: {error.strerror}"
+                yield Failure(path=path if len(path) == 1 else path[:-1], error=reason)
+        elif _may_be_image(path):
+            yield path
+        else:
+            tally.left_out += 1
 
-    paths: Iterable[Path]
-    left_out: int = 0
 
-    def __iter__(self) -> Iterator[str | Failure]:
-        """Paths as strings; a Failure for a folder that cannot be read."""
-        for path in map(os.fspath, self.paths):
-            if os.path.isdir(path):
-                yield from self._search(path)
+def _entries(folder: str, tally: Tally) -> Iterator[str]:
+    """Paths of what is in a folder and not hidden, sorted; those of folders end in a slash."""
+    names = []
+    with os.scandir(os.fsencode(folder)) as scan:
+        for entry in scan:
+            if entry.name.startswith(b"."):
+                tally.left_out += 1
             else:
-                yield path
-
-    def _search(self, folder: str) -> Iterator[str | Failure]:
-        pending: list[str | os.DirEntry[str]] = [folder]  # next one last
-        while pending:
-            entry = pending.pop()
-            if isinstance(entry, str) or entry.is_dir(follow_symlinks=False):
-                try:
-                    pending += self._entries(os.fspath(entry))
-                except OSError as error:
-                    reason = f"the folder cannot be read: {error.strerror}"
-                    yield Failure(path=os.fspath(entry), error=reason)
-            elif _may_be_image(entry):
-                yield entry.path
-            else:
-                self.left_out += 1
-
-    def _entries(self, folder: str) -> list[os.DirEntry[str]]:
-        """What is in a folder and not hidden, the first one last."""
-        with os.scandir(folder) as scan:
-            entries = sorted(scan, key=lambda entry: os.fsencode(entry.name), reverse=True)
-        seen = [entry for entry in entries if not entry.name.startswith(".")]
-        self.left_out += len(entries) - len(seen)
-        return seen
+                # With its slash a folder sorts to where its files belong among all paths.
+                names.append(entry.name + b"/" * entry.is_dir(follow_symlinks=False))
+    names.sort()
+    return (folder + os.fsdecode(name) for name in names)
 
 
-def _may_be_image(entry: os.DirEntry[str]) -> bool:
-    if os.path.splitext(entry.name)[1].lower() in IMAGE_SUFFIXES:
+def _may_be_image(path: str) -> bool:
+    if is_named_like_image(path):
         return True
     try:
-        if not entry.is_file():
-            return not entry.is_dir()  # a pipe or a link to nothing counts, a link to a folder not
-        with open(entry.path, "rb") as file:
+        if not os.path.isfile(path):
+            return not os.path.isdir(path)  # a pipe or a link to nothing counts, to a folder not
+        with open(path, "rb") as file:
             return has_image_signature(file.read(SIGNATURE_BYTES))
     except OSError:
         return True

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from vlp_deploy.classifier import Failure
-from vlp_deploy.find_images import ImageFinder
+from vlp_deploy.answers import Failure
+from vlp_deploy.inputs import Inputs
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 
@@ -32,12 +32,12 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path / "in"
 
 
-def names(finder: ImageFinder, folder: Path) -> list[str]:
+def names(finder: Inputs, folder: Path) -> list[str]:
     return [os.path.relpath(str(found), folder) for found in finder]
 
 
 def test_folders_are_searched_in_byte_order(folder: Path) -> None:
-    finder = ImageFinder([folder])
+    finder = Inputs([folder])
 
     assert names(finder, folder) == [
         "B.jpeg",
@@ -48,13 +48,13 @@ def test_folders_are_searched_in_byte_order(folder: Path) -> None:
         "no ending",
         "é.webp",
     ]
-    assert finder.left_out == 4  # the notes, the empty file without ending, two hidden entries
+    assert finder.tally.left_out == 4  # notes, an empty file, two hidden entries
 
 
 def test_named_paths_always_count_and_keep_their_order(folder: Path) -> None:
     paths = [folder / "a/notes.txt", folder / "absent", folder / ".hidden.jpg", folder / "c"]
 
-    finder = ImageFinder([*paths, paths[0]])
+    finder = Inputs([*paths, paths[0]])
 
     assert names(finder, folder) == [
         "a/notes.txt",
@@ -71,10 +71,10 @@ def test_links_to_files_count_and_links_to_folders_do_not(folder: Path) -> None:
     (folder / "a/dangling").symlink_to("nowhere")
     os.mkfifo(folder / "a/pipe")
 
-    finder = ImageFinder([folder / "a"])
+    finder = Inputs([folder / "a"])
 
     assert names(finder, folder) == ["a/dangling", "a/link", "a/pipe", "a/y.txt", "a/z.PNG"]
-    assert finder.left_out == 2
+    assert finder.tally.left_out == 2
 
 
 def test_names_that_are_not_utf8_are_found(folder: Path) -> None:
@@ -82,7 +82,7 @@ def test_names_that_are_not_utf8_are_found(folder: Path) -> None:
     with open(odd, "wb"):
         pass
 
-    assert os.fsdecode(odd) in list(ImageFinder([folder / "a"]))
+    assert os.fsdecode(odd) in list(Inputs([folder / "a"]))
 
 
 def test_folder_that_cannot_be_read_is_one_failure(
@@ -90,14 +90,14 @@ def test_folder_that_cannot_be_read_is_one_failure(
 ) -> None:
     scandir = os.scandir
 
-    def refuse(path: str):  # root, as in containers, may read everything
-        if path.endswith("/c"):
+    def refuse(path: bytes):  # root, as in containers, may read everything
+        if path.endswith(b"/c/"):
             raise PermissionError(13, "Permission denied", path)
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", refuse)
 
-    found = list(ImageFinder([folder]))
+    found = list(Inputs([folder]))
 
     failure = Failure(path=str(folder / "c"), error="the folder cannot be read: Permission denied")
     assert found[4] == failure

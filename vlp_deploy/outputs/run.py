@@ -1,0 +1,183 @@
+"""A run's outputs, begun anew, continued after it was broken off, or found complete.
+
+On disk an output and the header beside it tell which: an output that is absent or empty, nothing
+begun; a header without `finished`, broken off; one with it, complete. A new run deletes old output,
+then writes its header, then rows: none ever stands under a header that is not its own.
+"""
+
+import errno
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import msgspec
+
+from vlp_deploy.answers import Answer, Failure
+from vlp_deploy.errors import DataError
+from vlp_deploy.items import Input, name_of
+from vlp_deploy.outputs.base import Output, common_rows
+from vlp_deploy.outputs.embeddings import embedding_output
+from vlp_deploy.outputs.header import (
+    Finished,
+    RunHeader,
+    differences,
+    header_path,
+    read_header,
+    write_header,
+)
+from vlp_deploy.outputs.lines import LineFile, LineStream
+from vlp_deploy.outputs.lock import lock
+from vlp_deploy.outputs.parts import AnswerParts
+from vlp_deploy.results import LINE_FORMATS, Row
+
+
+class Run:
+    """Writes every answer to all outputs; counts them, those of the run before included."""
+
+    def __init__(
+        self, outputs: list[Output], *, finished: Finished | None = None, saved: "_Saved | None"
+    ) -> None:
+        """Use `saved` or `streamed`."""
+        self._outputs, self._saved = outputs, saved
+        self.is_complete = finished is not None
+        self.rows = finished.inputs if finished else 0
+        self.failed = finished.failed if finished else 0
+        self.begun = 0  # rows that were there at the start
+
+    @classmethod
+    def saved(cls, path: Path, header: RunHeader, *, width: int, force: bool) -> "Run":
+        """A run whose answers go to a file or folder, under a header, and can be continued.
+
+        `width` is that of embeddings. Raises DataError if `path` holds something else, or answers
+        to another question, unless `force` has it deleted; OSError if it cannot be written.
+        """
+        if path.is_dir() and header.format != "parquet":
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR), str(path))
+        stored = None if force else _continuable(path, header)
+        if stored is None:
+            _delete(path, force=force)
+        main = _main_output(path, header.format)
+        outputs = [*_embeddings(header, width, force=force, keep=stored), main]
+        finished = stored.finished if stored else None
+        if finished and any(output.rows() != finished.inputs for output in outputs):
+            finished = None  # somebody cut them
+        if stored is None:
+            write_header(path, header)
+        return cls(outputs, finished=finished, saved=_Saved(path, header, main))
+
+    @classmethod
+    def streamed(cls, file: BinaryIO, header: RunHeader, *, width: int, force: bool) -> "Run":
+        """A run whose answers go to an open file."""
+        main = LineStream(file, LINE_FORMATS[header.format])
+        return cls([*_embeddings(header, width, force=force, keep=None), main], saved=None)
+
+    def skip_answered(self, inputs: Iterator[Input]) -> None:
+        """Take the inputs whose answers are there, and cut what is not whole behind them.
+
+        Raises DataError if they are other inputs than before.
+        """
+        rows = common_rows(self._outputs) if self._saved else 0
+        for row in self._saved.main.kept(rows) if self._saved else ():
+            self._compare(row, next(inputs, None))
+            self.rows += 1
+            self.failed += row.failed
+        for output in self._outputs:
+            output.keep(rows)
+        self.begun = rows
+
+    def _compare(self, row: Row, given: Input | None) -> None:
+        name = None if given is None else name_of(given)
+        if given is None or name != row.name:
+            now = "there is none now" if given is None else f"it is {name!r} now"
+            raise DataError(
+                f"the output cannot be continued: input {self.rows + 1:,} was {row.name!r}, and"
+                f" {now}. Restore the inputs, or begin anew with --force"
+            )
+
+    def write(self, answer: Answer) -> None:
+        """Add a row."""
+        for output in self._outputs:
+            output.write(answer)
+        self.rows += 1
+        self.failed += isinstance(answer, Failure)
+
+    def finish(self) -> None:
+        """Say that every input has its answer."""
+        for output in self._outputs:
+            output.finish()
+        if self._saved:
+            finished = Finished(inputs=self.rows, failed=self.failed)
+            header = msgspec.structs.replace(self._saved.header, finished=finished)
+            write_header(self._saved.path, header)
+
+    def close(self) -> None:
+        """Let go of files, finished or not."""
+        for output in self._outputs:
+            output.close()
+
+
+@dataclass(frozen=True)
+class _Saved:
+    """What lets a run be continued."""
+
+    path: Path
+    header: RunHeader
+    main: LineFile | AnswerParts
+
+
+def _continuable(path: Path, header: RunHeader) -> RunHeader | None:
+    """The stored header, or None if nothing is there. Raises DataError if it does not fit."""
+    if _is_empty(path):
+        return None
+    if (stored := read_header(path)) is None:
+        raise DataError(
+            f"{path} is there already, without the header ({header_path(path).name}) that a run"
+            " leaves to be continued. Name another --output, or replace it with --force"
+        )
+    if different := differences(stored, header):
+        raise DataError(
+            f"{path} holds answers to another question: {'; '.join(different)}."
+            " Name another --output, or replace it with --force"
+        )
+    return stored
+
+
+def _is_empty(path: Path) -> bool:
+    if path.is_dir():
+        return not any(path.iterdir())
+    return not path.exists() or (path.is_file() and path.stat().st_size == 0)
+
+
+def _delete(path: Path, *, force: bool) -> None:
+    if not force and not _is_empty(path):
+        raise DataError(f"{path} is there already. Name another file, or replace it with --force")
+    if not path.exists():
+        return
+    handle = os.open(path, os.O_RDONLY)
+    try:
+        lock(handle, path)
+        if path.is_dir():
+            for part in path.glob("part-*.parquet"):
+                part.unlink()
+        else:
+            path.unlink()
+    finally:
+        os.close(handle)
+
+
+def _main_output(path: Path, format: str) -> LineFile | AnswerParts:
+    return AnswerParts(path) if format == "parquet" else LineFile(path, LINE_FORMATS[format])
+
+
+def _embeddings(
+    header: RunHeader, width: int, *, force: bool, keep: RunHeader | None
+) -> list[Output]:
+    """The output of embeddings, if they are wanted: new, or, to `keep`, that of the same run."""
+    if header.embeddings is None:
+        return []
+    path = Path(header.embeddings)
+    if keep is None:
+        _delete(path, force=force)
+    return [embedding_output(path, width)]
