@@ -15,7 +15,9 @@ from numpy.typing import NDArray
 
 from vlp_deploy.architecture import ClipConfig, TextLayout
 from vlp_deploy.bundle import ClassBank
+from vlp_deploy.class_aware import IMAGE, IMAGE_SMALL, check_small, class_aware_bank
 from vlp_deploy.class_bank import ClassFeatures, Floats, Integers, Progress, build_class_features
+from vlp_deploy.conditioned import CLASS_SUFFIX, SUFFIX_END, suffix_rows
 from vlp_deploy.dual import (
     IMAGE_BASE,
     IMAGE_NEW,
@@ -25,7 +27,7 @@ from vlp_deploy.dual import (
     mixed_prompts,
 )
 from vlp_deploy.prompts import PLAIN
-from vlp_deploy.structures import Coupled, Decoupled, Dual, Plain, Structure
+from vlp_deploy.structures import ClassAware, Coupled, Decoupled, Dual, Plain, Structure
 from vlp_deploy.tokenizer import Tokenizer
 
 Synonyms = Sequence[Sequence[str]]  # at least one name for every class
@@ -48,6 +50,7 @@ class ClassSource:
     prompts: Mapping[str, Floats]  # every tensor that was learned, by its name in the checkpoint
     logit_scale: float
     base_classes: tuple[str, ...]
+    class_graph: str = IMAGE  # the role that serves the training classes
     run: RunGraph
     tokenizer: Tokenizer = field(default_factory=Tokenizer.default)
     progress: Progress | None = None
@@ -88,7 +91,12 @@ class ClassSource:
     def _run_text(
         self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats
     ) -> tuple[Floats, Floats]:
-        inputs = {"input_ids": ids, "eot_index": eot, "slots": slots, "prompts": prompts}
+        inputs: Mapping[str, NDArray[Any]] = {
+            "input_ids": ids,
+            "eot_index": eot,
+            "slots": slots,
+            "prompts": prompts,
+        }
         outputs = self.run("text", inputs)
         return outputs["feature"], outputs["embedding"]
 
@@ -145,10 +153,42 @@ def _dual(source: ClassSource, names: Synonyms) -> ClassBank:
     return dual_bank(source, names, base_rows(names, source.base_classes))
 
 
+def _class_aware(source: ClassSource, names: Synonyms) -> ClassBank:
+    """DPT: features of the learned sentences, and of the plain ones that classes are selected by."""
+    structure, selector = source.structure, None
+    assert isinstance(structure, ClassAware)
+    if source.class_graph == IMAGE_SMALL:
+        check_small(structure, len(names))
+    else:
+        templates = (structure.selector_template,)
+        selector = source.plain_features(names, templates=templates).embeddings
+    return class_aware_bank(
+        learned_features(source, names),
+        source.prompts,
+        logit_scale=source.logit_scale,
+        selector=selector,
+    )
+
+
+def _conditioned(source: ClassSource, names: Synonyms) -> ClassBank:
+    """CoCoOp: the embedded rest of each class's sentence; the image graph does what is left."""
+    ids, end = suffix_rows(
+        names,
+        templates=source.templates,
+        layout=source.layout,
+        tokenizer=source.tokenizer,
+        context_length=source.config.text.context_length,
+    )
+    suffix = source.run(CLASS_SUFFIX, {"input_ids": ids})[CLASS_SUFFIX]  # (K, S, d)
+    return ClassBank(inputs={CLASS_SUFFIX: suffix, SUFFIX_END: end}, embeddings=None)
+
+
 Builder = Callable[[ClassSource, Synonyms], ClassBank]
 
 BUILDERS: dict[type[Structure], Builder] = {
     Plain: _plain,
+    Conditioned: _conditioned,
+    ClassAware: _class_aware,
     Coupled: _plain,
     Decoupled: _plain,
     Dual: _dual,
