@@ -1,0 +1,95 @@
+"""What is fitted to labelled images holds on others of the same kind."""
+
+import numpy as np
+import pytest
+
+from vlp_deploy.calibration import fit_class_thresholds, fit_reject_threshold, fit_temperature
+from vlp_deploy.errors import DataError
+from vlp_deploy.metrics import expected_calibration_error, log_probabilities, reliability
+
+
+def drawn(count: int, *, scale: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    """Logits (n, 4), `scale` times those whose softmax the labels (n,) were drawn from."""
+    random = np.random.default_rng(seed)
+    true_logits = 2 * random.standard_normal((count, 4))
+    p = np.exp(log_probabilities(true_logits))
+    labels = (p.cumsum(axis=1) < random.random((count, 1))).sum(axis=1)
+    return (scale * true_logits).astype(np.float32), labels
+
+
+def calibration_error(logits: np.ndarray, labels: np.ndarray, temperature: float) -> float:
+    p = np.exp(log_probabilities(logits, temperature=temperature))
+    return expected_calibration_error(reliability(p.max(axis=1), p.argmax(axis=1) == labels))
+
+
+@pytest.mark.parametrize("scale", [0.2, 1.0, 7.0])
+def test_temperature_undoes_a_scale_of_the_logits(scale: float) -> None:
+    temperature = fit_temperature(*drawn(4000, scale=scale))
+
+    # the likelihood of 4000 draws knows it to about 2 %
+    assert temperature == pytest.approx(scale, rel=0.06)
+
+
+@pytest.mark.parametrize("scale", [0.3, 5.0])
+def test_temperature_does_not_raise_the_calibration_error_of_other_images(scale: float) -> None:
+    temperature = fit_temperature(*drawn(1000, scale=scale))
+    others = drawn(2000, scale=scale, seed=1)
+
+    assert calibration_error(*others, temperature) < calibration_error(*others, 1.0) / 2
+
+
+def test_perfect_answers_have_no_temperature() -> None:
+    with pytest.raises(DataError, match=r"no temperature fits.*all right"):
+        fit_temperature(10 * np.eye(4)[[0, 1, 2, 3]], np.arange(4))
+
+
+def test_threshold_lets_no_more_than_the_share_pass() -> None:
+    random = np.random.default_rng(2)
+    known, unknown = random.beta(5, 2, 300), random.beta(2, 4, 200)
+
+    threshold = fit_reject_threshold(known, unknown, false_accept=0.05)
+
+    assert (unknown >= threshold).mean() == 0.05
+    assert (known >= threshold).mean() > 0.3
+
+
+def test_ties_do_not_pass_the_threshold() -> None:
+    threshold = fit_reject_threshold(np.array([0.9]), np.full(40, 0.5), false_accept=0.05)
+
+    assert not (np.full(40, 0.5) >= threshold).any()
+
+
+@pytest.mark.parametrize(
+    ("known", "unknown", "complaint"),
+    [
+        (np.array([0.9]), np.full(10, 0.5), "10 unknown images cannot tell.*at least 20"),
+        (np.array([0.4]), np.full(100, 0.5), "would reject every image"),
+    ],
+)
+def test_impossible_thresholds_say_what_to_do(
+    known: np.ndarray, unknown: np.ndarray, complaint: str
+) -> None:
+    with pytest.raises(DataError, match=complaint):
+        fit_reject_threshold(known, unknown, false_accept=0.05)
+
+
+def test_class_thresholds_part_what_can_be_parted() -> None:
+    logits = np.array([[3.0, 0.0], [2.0, 5.0], [0.0, 6.0], [1.0, 4.0]])
+
+    thresholds = fit_class_thresholds(logits, np.array([0, 0, 1, 1]), classes=2)
+
+    assert thresholds[0] == 1.5  # between 2.0, which has class 0, and 1.0, which has not
+    assert 0 < thresholds[1] < 4  # class 1 has 6 and 4, but 5 has not: F1 is best with all three
+
+
+def test_equal_scores_are_not_parted() -> None:
+    logits = np.array([[1.0], [1.0], [0.0]])
+
+    (threshold,) = fit_class_thresholds(logits, np.array([0, 0, 0]), classes=1)
+
+    assert threshold < 0
+
+
+def test_class_without_images_is_an_error() -> None:
+    with pytest.raises(DataError, match="1 of 3 classes have no image, first number 1"):
+        fit_class_thresholds(np.zeros((2, 3)), np.array([0, 2]), classes=3)
