@@ -4,6 +4,7 @@ import importlib.util
 import json
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -77,7 +78,9 @@ def complete_case(golden: Path, name: str, folder: Path) -> Case:
     source = golden / name
     info = json.loads((source / "case.json").read_text())
     clip = weights_of(info["arch"], info["clip_seed"]) if info["needs_assembly"] else {}
-    _assembler(golden).assemble(str(source), str(folder), clip=clip)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # the script leaves files open
+        _assembler(golden).assemble(str(source), str(folder), clip=clip)
     return Case(info, source, folder)
 
 
@@ -116,7 +119,8 @@ def _assembler(golden: Path) -> Any:
     sys.path.insert(0, str(golden))
     try:
         spec = importlib.util.spec_from_file_location("golden_assemble", golden / "assemble.py")
-        assert spec and spec.loader
+        assert spec is not None
+        assert spec.loader is not None
         module = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(module)
     finally:

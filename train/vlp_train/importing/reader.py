@@ -203,6 +203,8 @@ def _from_stream(path: Path) -> Any:
             count = int.from_bytes(file.read(8), "little") * item_sizes[key]
             places[key] = file.tell(), count
             file.seek(count, io.SEEK_CUR)
+        if file.tell() > path.stat().st_size:
+            raise CheckpointError("it ends in the middle of its numbers. Copy it again")
     return content
 
 

@@ -9,6 +9,7 @@ optimizer are objects, not calls, and pass.
 
 import pickle  # noqa: TID251 (the one reader of pickles)
 import sys
+from _compat_pickle import IMPORT_MAPPING, NAME_MAPPING
 from collections import OrderedDict, defaultdict
 from collections.abc import Callable
 from typing import Any, BinaryIO
@@ -42,7 +43,7 @@ NAMED_IN_GOOD_FAITH = CALLED_IN_GOOD_FAITH | {
     ("types", "SimpleNamespace"),
     *(("builtins", name) for name in ("bool", "float", "int", "list", "object", "str", "tuple")),
 }
-MODULES_OF_PYTHON_2 = {"__builtin__": "builtins", "copy_reg": "copyreg"}
+NAMES_SHOWN = 4
 IMPORTED_FROM = {"posix": "os", "nt": "os"}  # where people know these names from
 
 Storage = Callable[[Any], Any]  # a storage's persistent id → the storage
@@ -83,16 +84,27 @@ def load(file: BinaryIO, *, storage: Storage, rebuild: Rebuild) -> Any:
     Raises UnsafeFileError for calls, and whatever `pickle` raises for damaged files.
     """
     unpickler = _Unpickler(file, encoding="utf-8")
-    unpickler.storage, unpickler.rebuild = storage, rebuild
-    return unpickler.load()
+    unpickler.storage, unpickler.rebuild, unpickler.strangers = storage, rebuild, []
+    try:
+        content = unpickler.load()
+    except UnsafeFileError:
+        raise
+    except Exception as error:
+        if unpickler.strangers:  # what it was about to do matters more than where it broke
+            raise UnsafeFileError(_naming(unpickler.strangers)) from error
+        raise
+    if unpickler.strangers:
+        raise UnsafeFileError(_naming(unpickler.strangers))
+    return content
 
 
 class _Unpickler(pickle.Unpickler):
     storage: Storage
     rebuild: Rebuild
+    strangers: list[str]
 
     def find_class(self, module: str, name: str) -> Any:
-        module = MODULES_OF_PYTHON_2.get(module, module)
+        module, name = _today(module, name)
         if (module, name) in REAL:
             return REAL[module, name]
         if module in ("torch", "torch.storage") and name.endswith("Storage"):
@@ -101,8 +113,9 @@ class _Unpickler(pickle.Unpickler):
             return self._tensor
         if module == "torch._utils" and name.startswith("_rebuild_parameter"):
             return self._parameter
-        _check_name(module, name)
-        return _stand_in(module, name)
+        if _is_stranger(module, name):
+            self.strangers.append(_spelled(module, name))
+        return _StandIn(name, (Inert,), {"__module__": module, "__qualname__": name})
 
     def persistent_load(self, identity: Any) -> Any:
         return self.storage(identity)
@@ -128,15 +141,20 @@ class _StandIn(type):
         )
 
 
-def _stand_in(module: str, name: str) -> type:
-    return _StandIn(name, (Inert,), {"__module__": module, "__qualname__": name})
+def _today(module: str, name: str) -> tuple[str, str]:
+    """What a name of Python 2 is called now: the formats still spell those."""
+    module, name = NAME_MAPPING.get((module, name), (module, name))
+    return IMPORT_MAPPING.get(module, module), name
 
 
-def _check_name(module: str, name: str) -> None:
-    """Objects of Python's own library have no place in a checkpoint, even uncalled."""
+def _is_stranger(module: str, name: str) -> bool:
+    """Python's own library has no place in a checkpoint, even uncalled."""
     of_python = module.partition(".")[0] in sys.stdlib_module_names
-    if of_python and (module, name) not in NAMED_IN_GOOD_FAITH:
-        raise UnsafeFileError(f"it names {_spelled(module, name)}")
+    return of_python and (module, name) not in NAMED_IN_GOOD_FAITH
+
+
+def _naming(names: list[str]) -> str:
+    return f"it names {', '.join(names[:NAMES_SHOWN])}"
 
 
 def _spelled(module: str, name: str) -> str:
