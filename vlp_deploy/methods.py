@@ -58,6 +58,14 @@ METHODS = {
         "0.33 % more arithmetic",
         new_classes=True,
     ),
+    "dcp": Method(
+        paper="DCP, arXiv:2305.17903",
+        learns="text and visual tokens, and the cross-attention by which they change each other "
+        "between the blocks",
+        export="context frozen over training or calibration images, then as vpt with travelling "
+        "tokens: on ViT-B/16 1 % more arithmetic; or computed for each image",
+        new_classes=True,
+    ),
     "promptsrc": Method(
         paper="PromptSRC, arXiv:2307.06948",
         learns="as ivlp, held near CLIP's features and answers, averaged over the epochs",

@@ -162,14 +162,14 @@ class VisionTransformer(nn.Module):
             prompts, layout = x.new_zeros(0, 0, x.shape[-1]), VisualLayout()
         length, depth = x.shape[1], len(prompts)
         if depth and layout.pre_ln:
-            x = self.ln_pre(_append(x, prompts[0]))
+            x = self.ln_pre(append_tokens(x, prompts[0]))
         elif depth:
-            x = _append(self.ln_pre(x), prompts[0])
+            x = append_tokens(self.ln_pre(x), prompts[0])
         else:
             x = self.ln_pre(x)
         for index, block in enumerate(self.transformer.blocks):
             if 1 <= index < depth:
-                x = _append(x[:, :length], prompts[index])
+                x = append_tokens(x[:, :length], prompts[index])
             x = block(x, causal=False)
             if index == depth - 1 and not layout.survive_last:
                 x = x[:, :length]
@@ -310,7 +310,8 @@ class _Rows:
         return torch.where(self._where, learned.to(x.dtype), x)
 
 
-def _append(x: Tensor, prompts: Tensor) -> Tensor:
+def append_tokens(x: Tensor, prompts: Tensor) -> Tensor:
+    """(B, L, d) and prompts (m, d), or (1 or B, m, d), behind each other: (B, L + m, d)."""
     return torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
 
 
