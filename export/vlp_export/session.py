@@ -1,6 +1,7 @@
 """ONNX graphs in memory, run by onnxruntime on the CPU."""
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,7 @@ import onnxruntime
 from numpy.typing import NDArray
 
 from vlp_deploy.bundle import ClassBank
+from vlp_deploy.conditioned import run_in_pieces
 from vlp_export.graphs import Graphs
 
 ERRORS_ONLY = 3
@@ -46,5 +48,4 @@ class Sessions:
 
     def image(self, pixels: NDArray[np.uint8], bank: ClassBank) -> tuple[Floats, Floats]:
         """(B, 3, S, S) → embeddings (B, D) and logits (B, K)."""
-        outputs = self(bank.graph, {"image": pixels, **bank.inputs})
-        return outputs["embedding"], outputs["logits"]
+        return run_in_pieces(partial(self, bank.graph), pixels, bank.inputs)
