@@ -29,7 +29,7 @@ def test_several_runs_are_told_apart(tmp_path: Path) -> None:
     for seed in range(1, 9):
         touch(tmp_path / f"seed{seed}" / "VLPromptLearner" / "model.pth.tar-5")
 
-    with pytest.raises(CheckpointError, match="8 trained models: seed1/.* and 2 more. Give the"):
+    with pytest.raises(CheckpointError, match=r"8 trained models: seed1/.* and 2 more\. Give"):
         find_files(tmp_path)
 
 
@@ -43,7 +43,7 @@ def test_last_epoch_is_named_or_highest(tmp_path: Path) -> None:
     assert find_files(tmp_path)[0].name == "model.pth.tar-10"
     assert find_files(tmp_path, epoch="5")[0].name == "model.pth.tar-5"
     assert find_files(tmp_path, epoch="best") == (best,)
-    with pytest.raises(CheckpointError, match="no epoch 7. Saved are: best, 5, 10, 20"):
+    with pytest.raises(CheckpointError, match=r"no epoch 7\. Saved are: best, 5, 10, 20"):
         find_files(tmp_path, epoch="7")
 
 
