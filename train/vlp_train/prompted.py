@@ -19,6 +19,7 @@ from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
 from vlp_deploy.prompts import TextRows, text_rows
 from vlp_deploy.structures import Plain, Structure
 from vlp_deploy.tokenizer import Tokenizer
+from vlp_train.chunks import encode_in_chunks, fitting_rows
 from vlp_train.clip import Clip
 
 PLAIN_TEXT, PLAIN_IMAGE, PLAIN = TextLayout(), VisualLayout(), Plain()
@@ -48,6 +49,7 @@ class PromptedClip:
         self.class_names, self.templates = tuple(class_names), tuple(templates)
         self.preprocessing = preprocessing
         self.text_layout, self.visual_layout = text_layout, visual_layout
+        self.class_chunk: int | None = None  # text rows at once; 0 = all, None = what fits
         tokenizer, length = Tokenizer.default(), clip.config.text.context_length
         rows = [
             text_rows(
@@ -100,7 +102,11 @@ class PromptedClip:
         if "text.class_prompts" in prompts:
             learned = prompts["text.class_prompts"][None]  # (1, K, m, d)
         encode = self.clip.encode_text if plain else self.clip.encode_text_fast
-        return encode(self._ids, self._eot, self._slots, learned).float()
+        rows = self._ids, self._eot, self._slots, learned
+        count = self.class_chunk
+        if count is None:
+            count = fitting_rows(self.clip.config.text, *rows, plain=plain)
+        return encode_in_chunks(encode, *rows, count=count).float()
 
     def image_features(self, pixels: Tensor, prompts: Prompts) -> Tensor:
         """L2-normalised image embeddings (B, D) of uint8 pixels (B, 3, S, S)."""
@@ -110,7 +116,7 @@ class PromptedClip:
         return F.normalize(features.float(), dim=-1)
 
     def normalised(self, pixels: Tensor) -> Tensor:
-        """uint8 (B, 3, S, S) → what the image tower reads, mean and standard deviation taken out."""
+        """uint8 (B, 3, S, S) → what the image tower reads, by mean and standard deviation."""
         return (pixels.to(self.device).float() / 255 - self._mean) / self._std
 
     def logits(self, image_features: Tensor, class_features: Tensor) -> Tensor:

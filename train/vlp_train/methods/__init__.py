@@ -12,6 +12,7 @@ from vlp_train.methods.base import Method, Task, Training
 from vlp_train.methods.coop import CoOp, CoOpConfig
 from vlp_train.methods.dcp import Dcp, DcpConfig
 from vlp_train.methods.deep_language import DeepLanguage, DeepLanguageConfig
+from vlp_train.methods.dpt import Dpt, DptConfig
 from vlp_train.methods.ivlp import Ivlp, IvlpConfig
 from vlp_train.methods.kgcoop import KgCoOp, KgCoOpConfig
 from vlp_train.methods.maple import Maple, MapleConfig
@@ -54,6 +55,7 @@ METHODS: dict[str, Entry] = {
     "ivlp": Entry("text and image tokens in many layers", IvlpConfig, Ivlp),
     "maple": Entry("text tokens, and image tokens made of them", MapleConfig, Maple),
     "promptsrc": Entry("IVLP's tokens, held near CLIP", PromptSrcConfig, PromptSrc),
+    "dpt": Entry("tokens of both towers, and some of an image's likely classes", DptConfig, Dpt),
     "dcp": Entry("text and image tokens that attend to each other", DcpConfig, Dcp),
 }
 

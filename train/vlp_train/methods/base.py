@@ -49,9 +49,7 @@ class Task:
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
     seed: int
-    class_chunk: int | None = (
-        None  # prompts the text tower reads at once; 0 = all, None = what fits
-    )
+    class_chunk: int | None = None  # text rows at once; 0 = all, None = what fits
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +95,7 @@ class Method(nn.Module):
             structure=structure,
             base_classes=base_classes,
         )
+        self.prompted.class_chunk = task.class_chunk
 
     def prompts(self) -> Prompts:
         """The learned prompts as neutral tensors, with gradients."""
@@ -124,7 +123,10 @@ class Method(nn.Module):
         return logits, F.cross_entropy(logits, inputs.labels)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        """The optimiser's groups; one may set a `weight_decay`, or a `rate_factor` on all rates."""
+        """The optimiser's groups.
+
+        One may set a `weight_decay`, a `rate_factor` on all its rates, or fewer `warmup_epochs`.
+        """
         return [{"params": list(self.parameters())}]
 
     def start(self, images: ImageSet, training: Training) -> None:
