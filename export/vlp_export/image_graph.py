@@ -42,16 +42,23 @@ def write_image_graph(
     graph = GraphBuilder("image", opset=dialect.opset)
     size = config.vision.image_size
     image = graph.input("image", ir.DataType.UINT8, ("B", 3, size, size))
-    class_matrix = graph.input("class_matrix", ir.DataType.FLOAT, (config.embed_dim, "K"))
-    class_bias = graph.input("class_bias", ir.DataType.FLOAT, ("K",))
     tower = image_transformer(graph, config, weights, dialect)
     embedding = write_image_tower(
         tower, image, preprocessing=preprocessing, prompts=prompts, layout=layout
     )
-    logits = graph.op("Gemm", embedding, class_matrix, class_bias)  # (B, K)
-    graph.output("embedding", embedding, ("B", config.embed_dim))
-    graph.output("logits", logits, ("B", "K"))
+    write_head(graph, embedding, joint_width=config.embed_dim)
     return graph.model()
+
+
+def write_head(
+    graph: GraphBuilder, embedding: Value, *, joint_width: int, batch: int | str = "B"
+) -> None:
+    """R5: the inputs `class_matrix` and `class_bias`, the outputs `embedding` and `logits`."""
+    class_matrix = graph.input("class_matrix", ir.DataType.FLOAT, (joint_width, "K"))
+    class_bias = graph.input("class_bias", ir.DataType.FLOAT, ("K",))
+    logits = graph.op("Gemm", embedding, class_matrix, class_bias)  # (B, K)
+    graph.output("embedding", embedding, (batch, joint_width))
+    graph.output("logits", logits, (batch, "K"))
 
 
 def image_transformer(
@@ -80,8 +87,7 @@ def write_image_tower(
     graph, weights, tower = transformer.graph, transformer.weights, transformer.tower
     assert isinstance(tower, VisionTower)
     placed = place_visual_prompts(prompts, layout or VisualLayout(), tower, weights)
-    x = _tokens(graph, image, weights, preprocessing, patch_size=tower.patch_size)
-    x = transformer.norm(x, "visual.ln_pre")
+    x = image_tokens(transformer, image, preprocessing)
     repeat = Repeater(graph, image)
     for layer in range(tower.layers):
         if placed.travelling is not None and placed.travelling[0] == layer:
@@ -97,36 +103,36 @@ def write_image_tower(
         if layer < tower.layers - 1:
             x = transformer.block(x, layer, constants=constants)
         else:
-            x = transformer.last_block(x, lambda t: _class_token(graph, t), constants=constants)
-    feature = transformer.project(transformer.norm(x, "visual.ln_post"), "visual.proj")  # (B, D)
-    return normalised(graph, feature)
+            x = transformer.last_block(x, lambda t: class_token(graph, t), constants=constants)
+    return image_embedding(transformer, x)
 
 
-def _tokens(
-    graph: GraphBuilder,
-    image: Value,
-    weights: Weights,
-    preprocessing: Preprocessing,
-    *,
-    patch_size: int,
-) -> Value:
-    """Class token and patches with their positions, (B, 3, S, S) → (B, T, d)."""
+def image_embedding(transformer: Transformer, x: Value) -> Value:
+    """What the last block made of the class token, (B, d) → L2-normalised (B, D)."""
+    feature = transformer.project(transformer.norm(x, "visual.ln_post"), "visual.proj")
+    return normalised(transformer.graph, feature)
+
+
+def image_tokens(transformer: Transformer, image: Value, preprocessing: Preprocessing) -> Value:
+    """Class token and patches as the first block reads them, uint8 (B, 3, S, S) → (B, T, d)."""
+    graph, weights, tower = transformer.graph, transformer.weights, transformer.tower
+    assert isinstance(tower, VisionTower)
     kernel, patch_offset = patch_convolution(weights, preprocessing)
     pixels = graph.op("Cast", image, to=ir.DataType.FLOAT.value)
     patches = graph.op(
         "Conv",
         pixels,
         graph.weight("visual.conv1.weight", kernel),
-        strides=(patch_size, patch_size),
+        strides=(tower.patch_size, tower.patch_size),
     )  # (B, d, S/p, S/p)
     patches = graph.op("Reshape", patches, graph.integers(0, 0, -1))
     patches = graph.op("Transpose", patches, perm=[0, 2, 1])
     # a row of zeros in front, to which the class token is added with the positions
     rows = graph.op("Pad", patches, graph.integers(0, 1, 0, 0, 0, 0))  # (B, T, d)
     offsets = graph.weight("visual.token_offsets", token_offsets(weights, patch_offset))
-    return graph.op("Add", rows, offsets)
+    return transformer.norm(graph.op("Add", rows, offsets), "visual.ln_pre")
 
 
-def _class_token(graph: GraphBuilder, x: Value) -> Value:
+def class_token(graph: GraphBuilder, x: Value) -> Value:
     """(B, T, d) → (B, d)."""
     return graph.op("Gather", x, graph.integer(0), axis=1)
