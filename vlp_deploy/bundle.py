@@ -94,7 +94,8 @@ class Manifest(Record, frozen=True, kw_only=True):
     host_head: bool = True
     new_classes: NewClasses
     temperature: float = 1.0
-    reject_threshold: float | None = None  # for later versions: this one refuses any
+    reject_threshold: float | None = None  # the least probability that is an answer, if asked
+    class_thresholds: tuple[float, ...] = ()  # the least logit of each class that is a label
     tools: dict[str, str]
     parity: tuple[ParityRow, ...]
     history: tuple[dict[str, Any], ...]
@@ -259,13 +260,41 @@ def open_target(target: Path, *, replace: bool) -> Iterator[Path]:
         ) from error
 
 
+def write_calibrated(
+    bundle: Bundle,
+    target: Path,
+    *,
+    temperature: float,
+    reject_threshold: float | None,
+    class_thresholds: tuple[float, ...],
+    step: dict[str, Any],
+    replace: bool,
+) -> None:
+    """Write a copy of `bundle` that knows these numbers, `step` added to its history.
+
+    Every file of the original is checked on the way. Raises BundleError or IntegrityError.
+    """
+    manifest = msgspec.structs.replace(
+        bundle.manifest,
+        temperature=temperature,
+        reject_threshold=reject_threshold,
+        class_thresholds=class_thresholds,
+        history=(*bundle.manifest.history, step),
+    )
+    files = {name: bundle.files.read(name) for name in bundle.files.names if name != MANIFEST}
+    files[MANIFEST] = _encode_manifest(manifest)
+    with open_target(target, replace=replace) as staging:
+        for name, content in {**files, CHECKSUMS: seal(files)}.items():
+            (staging / name).write_bytes(content)
+
+
 def bundle_files(contents: BundleContents) -> dict[str, bytes]:
     """File name → bytes of a complete bundle, SHA256SUMS last."""
     bank, golden = contents.bank, contents.golden
     archive = io.BytesIO()
     np.savez(archive, pixels=golden.pixels, embeddings=golden.embeddings, logits=golden.logits)
     files = {
-        MANIFEST: msgspec.json.format(msgspec.json.encode(contents.manifest), indent=2) + b"\n",
+        MANIFEST: _encode_manifest(contents.manifest),
         **contents.graphs,
         PROMPTS: to_safetensors(dict(contents.prompts)),
         CLASSES: to_safetensors(class_tensors(bank)),
@@ -281,6 +310,10 @@ def class_tensors(bank: ClassBank) -> dict[str, NDArray[Any]]:
     return {**embeddings, **bank.inputs}
 
 
+def _encode_manifest(manifest: Manifest) -> bytes:
+    return msgspec.json.format(msgspec.json.encode(manifest), indent=2) + b"\n"
+
+
 def _decode_manifest(content: bytes, path: Path) -> Manifest:
     try:
         found = msgspec.json.decode(content).get("schema_version")
@@ -292,9 +325,4 @@ def _decode_manifest(content: bytes, path: Path) -> Manifest:
         manifest = msgspec.json.decode(content, type=Manifest)
     except (msgspec.DecodeError, AttributeError) as error:
         raise BundleError(f"{path / MANIFEST} is not a manifest: {error}") from error
-    if manifest.reject_threshold is not None:  # ignored, it would let through what it is to stop
-        raise BundleError(
-            f"bundle {path} rejects answers below {manifest.reject_threshold}, which this version "
-            "cannot do. Use a newer vlp-deploy"
-        )
     return manifest

@@ -59,20 +59,21 @@ def fit_temperature(logits: AnyFloats, labels: Labels) -> float:
 
 
 def fit_reject_threshold(known: Doubles, unknown: Doubles, *, false_accept: float) -> float:
-    """The lowest probability that lets at most `false_accept` of the unknown images pass.
+    """The lowest probability that lets at most `false_accept` of unknown images pass, on average.
 
     `known` (n,) and `unknown` (m,) are the largest probabilities of images with a class and of
-    none. Raises DataError if there are too few unknown images to speak of such a share.
+    none. The threshold lies just above the k-th highest unknown one, k = ⌊false_accept (m + 1)⌋: a
+    further image of the same kind is above it with a chance of k / (m + 1), as each of the m + 1
+    is equally likely to be among the k highest (split conformal prediction, arXiv:1604.04173).
+    Raises DataError if there are too few unknown images, or if no answer would be left.
     """
-    if len(unknown) * false_accept < 1:
+    pass_at_most = int(np.floor(false_accept * (len(unknown) + 1) + 1e-9))  # k
+    if pass_at_most < 1:
         raise DataError(
             f"{len(unknown)} unknown images cannot tell a false-accept rate of {false_accept:.1%}: "
-            f"give at least {int(np.ceil(1 / false_accept))}, or a higher --false-accept"
+            f"give at least {int(np.ceil(1 / false_accept - 1))}, or a higher --false-accept"
         )
-    allowed = int(np.floor(false_accept * len(unknown)))
-    highest = np.sort(unknown)[::-1]
-    # just above the first unknown image that may not pass
-    threshold = float(np.nextafter(highest[allowed], np.inf))
+    threshold = float(np.nextafter(np.sort(unknown)[-pass_at_most], np.inf))
     if not (known >= threshold).any():
         raise DataError(
             f"a threshold of {threshold:.4f} would reject every image with a class as well. "

@@ -36,6 +36,7 @@ VERBS = {
     "export": Verb("vlp_export.command:export", "Turn a tuned prompt into a bundle"),
     "classify": Verb("vlp_deploy.commands.classify:classify", "Classify images, torch-free"),
     "bench": Verb("vlp_deploy.commands.bench:bench", "Measure latency and accuracy of a bundle"),
+    "calibrate": Verb("vlp_deploy.commands.calibrate:calibrate", "Fit what probabilities mean"),
     "inspect": Verb("vlp_deploy.commands.inspect:inspect", "Show a bundle or a prompt checkpoint"),
     "verify": Verb("vlp_deploy.commands.verify:verify", "Check a bundle's bytes, file by file"),
     "methods": Verb("vlp_deploy.commands.methods:methods", "List the prompt-learning methods"),

@@ -45,6 +45,11 @@ class SealedFolder:
         """One SHA-256 for the whole content: that of the list."""
         return self._digest
 
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Every file that is listed."""
+        return tuple(self._sums)
+
     def read(self, name: str) -> bytes:
         """The bytes of one file. Raises IntegrityError naming the file if they have changed."""
         with _readable(self.path / name):

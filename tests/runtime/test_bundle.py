@@ -181,13 +181,6 @@ def test_manifest_that_is_none_is_refused(fake_bundle: Path, content: bytes) -> 
         Bundle(fake_bundle)
 
 
-def test_threshold_that_would_be_ignored_is_refused(fake_bundle: Path) -> None:
-    forged_manifest(fake_bundle, reject_threshold=0.5)
-
-    with pytest.raises(BundleError, match=r"below 0\.5.*newer vlp-deploy"):
-        Bundle(fake_bundle)
-
-
 def test_stray_file_is_reported_and_never_read(fake_bundle: Path) -> None:
     (fake_bundle / "stray.onnx").write_bytes(b"x")
 

@@ -1,0 +1,335 @@
+"""`vlp calibrate`: a bundle whose probabilities can be believed, fitted to labelled images.
+
+One half of the images is fitted to, the other tells how well it worked; what is stored is what was
+told of. Legend: n labelled images, m images of no class, K classes.
+"""
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import msgspec
+import numpy as np
+import typer
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from vlp_deploy.architecture import Record
+from vlp_deploy.bench import all_logits, labels_in_bundle
+from vlp_deploy.bundle import Bundle, check_target, write_calibrated
+from vlp_deploy.calibration import (
+    Calibration,
+    fit_class_thresholds,
+    fit_reject_threshold,
+    fit_temperature,
+)
+from vlp_deploy.classifier import Classifier
+from vlp_deploy.data import Dataset, Sample, load_dataset
+from vlp_deploy.errors import DataError
+from vlp_deploy.images import IMAGE_SUFFIXES
+from vlp_deploy.metrics import (
+    AnyFloats,
+    Doubles,
+    Interval,
+    Labels,
+    area_under_roc,
+    expected_calibration_error,
+    false_accepts_at,
+    log_probabilities,
+    mean_interval,
+    negative_log_likelihood,
+    reliability,
+)
+
+LEAST_IMAGES = 20  # labelled ones; with fewer, halves say nothing
+LEAST_UNKNOWN_CLASSES = 4  # from here on, half of them are kept apart
+
+
+class HeldOut(Record, frozen=True, kw_only=True):
+    """What the images that were not fitted to say."""
+
+    images: int
+    accuracy: float
+    ece_before: float
+    ece_after: float
+    nll_before: float
+    nll_after: float
+
+
+class Rejection(Record, frozen=True, kw_only=True):
+    """How known and unknown images are told apart by their largest probability."""
+
+    threshold: float
+    asked: float  # the false-accept rate that was fitted for
+    known_accepted: Interval
+    same_unknown_accepted: Interval  # held-out images of the unknown classes fitted to
+    other_unknown_accepted: Interval | None  # of unknown classes that were kept apart
+    auroc: float
+    fpr95: float
+
+
+class Report(Record, frozen=True, kw_only=True):
+    """What a calibration did, as it is kept in the bundle's history."""
+
+    temperature: float
+    fitted_to: int
+    held_out: HeldOut
+    rejection: Rejection | None
+    thresholds: int  # classes with one; 0 if not asked for
+
+
+def calibrate(
+    bundle: Annotated[Path, typer.Argument(help="Folder made by `vlp export`.")],
+    data: Annotated[
+        Path,
+        typer.Argument(
+            help="Labelled images of the bundle's classes that nothing was trained on: class "
+            "folders, a list, or CoOp's split file, of which the test split is taken."
+        ),
+    ],
+    output: Annotated[Path, typer.Option(help="The calibrated bundle; it must not exist yet.")],
+    unknown: Annotated[
+        Path | None,
+        typer.Option(
+            help="Images of none of the classes, in class folders or in one folder: fits when to "
+            "answer 'none of these'."
+        ),
+    ] = None,
+    false_accept: Annotated[
+        float,
+        typer.Option(min=0.0001, max=0.5, help="Share of unknown images that may get an answer."),
+    ] = 0.05,
+    multi_label: Annotated[
+        bool, typer.Option(help="Also fit a threshold for each class: several labels an image.")
+    ] = False,
+    engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
+    force: Annotated[
+        bool, typer.Option("--force", help="Replace a bundle at --output, in one step.")
+    ] = False,
+) -> None:
+    """Fit temperature and reject threshold, and write them into a copy of the bundle.
+
+    The temperature makes 70 % mean right seven times of ten, for images like those of DATA. Half
+    of the images are fitted to; the other half is what the printed figures are about. `vlp classify
+    --reject` then answers 'none of these' below the threshold.
+    """
+    check_target(output, replace=force)
+    opened = Bundle(bundle)
+    dataset = load_dataset(data)
+    classifier = Classifier.load(bundle, engine=engine)
+    samples = labels_in_bundle(dataset, classifier.classes)
+    _check_enough(samples, data)
+    strangers = _unknown(unknown, classifier.classes) if unknown else ()
+    with Progress(console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("reading images", total=len(samples) + len(strangers))
+
+        def logits_of(chosen: Sequence[Sample]) -> AnyFloats:
+            return all_logits(
+                classifier,
+                chosen,
+                opened.manifest.preprocessing,
+                progress=lambda _, n: bar.update(task, advance=n),
+            )
+
+        known_logits = logits_of(samples)
+        unknown_logits = logits_of(strangers) if strangers else None
+    labels = np.array([sample.label for sample in samples])
+    kinds = np.array([sample.label for sample in strangers])
+    fitted, report = fit(
+        known_logits,
+        labels,
+        None if unknown_logits is None else (unknown_logits, kinds),
+        false_accept=false_accept,
+        multi_label=multi_label,
+    )
+    write_calibrated(
+        opened,
+        output,
+        temperature=fitted.temperature,
+        reject_threshold=fitted.reject_threshold,
+        class_thresholds=fitted.thresholds,
+        step=_step(report, data, unknown),
+        replace=force,
+    )
+    show(report, output)
+
+
+def fit(
+    logits: AnyFloats,
+    labels: Labels,
+    unknown: tuple[AnyFloats, Labels] | None,
+    *,
+    false_accept: float,
+    multi_label: bool,
+) -> tuple[Calibration, Report]:
+    """Fit to halves of logits (n, K), labels (n,) and of unknown logits (m, K), kinds (m,)."""
+    use, keep = halves(labels)
+    temperature = fit_temperature(logits[use], labels[use])
+    rejection = None
+    if unknown is not None:
+        rejection = _rejection(
+            _confidence(logits[use], temperature),
+            _confidence(logits[keep], temperature),
+            _confidence(unknown[0], temperature),
+            unknown[1],
+            false_accept=false_accept,
+        )
+    thresholds: tuple[float, ...] = ()
+    if multi_label:
+        thresholds = fit_class_thresholds(logits[use], labels[use], classes=logits.shape[1])
+    report = Report(
+        temperature=temperature,
+        fitted_to=len(use),
+        held_out=_held_out(logits[keep], labels[keep], temperature),
+        rejection=rejection,
+        thresholds=len(thresholds),
+    )
+    fitted = Calibration(
+        temperature=temperature,
+        reject_threshold=None if rejection is None else rejection.threshold,
+        thresholds=thresholds,
+    )
+    return fitted, report
+
+
+def halves(labels: Labels) -> tuple[Labels, Labels]:
+    """Indices of two halves with every class in both; the first has the odd ones."""
+    random = np.random.default_rng(0)
+    parts: tuple[list[int], list[int]] = ([], [])
+    for label in np.unique(labels):
+        indices = random.permutation(np.flatnonzero(labels == label))
+        middle = (len(indices) + 1) // 2
+        parts[0].extend(indices[:middle])
+        parts[1].extend(indices[middle:])
+    first, second = (np.sort(np.array(part, np.int64)) for part in parts)
+    return first, second
+
+
+def _rejection(
+    known_use: Doubles,
+    known_keep: Doubles,
+    unknown: Doubles,
+    kinds: Labels,
+    *,
+    false_accept: float,
+) -> Rejection:
+    """Fit the threshold to half the images of half the unknown classes; measure on the others."""
+    classes = np.unique(kinds)
+    apart = classes[1::2] if len(classes) >= LEAST_UNKNOWN_CLASSES else classes[:0]
+    other = np.isin(kinds, apart)
+    use, keep = halves(kinds[~other])
+    same = unknown[~other]
+    threshold = fit_reject_threshold(known_use, same[use], false_accept=false_accept)
+    if not len(keep):
+        raise DataError("every unknown class has one image: none is left to measure on. Add some")
+    everything = np.concatenate([same[keep], unknown[other]])
+    return Rejection(
+        threshold=threshold,
+        asked=false_accept,
+        known_accepted=mean_interval(known_keep >= threshold),
+        same_unknown_accepted=mean_interval(same[keep] >= threshold),
+        other_unknown_accepted=mean_interval(unknown[other] >= threshold) if other.any() else None,
+        auroc=area_under_roc(known_keep, everything),
+        fpr95=false_accepts_at(known_keep, everything),
+    )
+
+
+def _held_out(logits: AnyFloats, labels: Labels, temperature: float) -> HeldOut:
+    figures = []
+    for each in (1.0, temperature):
+        log_p = log_probabilities(logits, temperature=each)
+        confidence, answers = np.exp(log_p.max(axis=1)), log_p.argmax(axis=1)
+        bins = reliability(confidence, answers == labels)
+        figures.append((expected_calibration_error(bins), negative_log_likelihood(log_p, labels)))
+    return HeldOut(
+        images=len(labels),
+        accuracy=float((answers == labels).mean()),
+        ece_before=figures[0][0],
+        ece_after=figures[1][0],
+        nll_before=figures[0][1],
+        nll_after=figures[1][1],
+    )
+
+
+def _confidence(logits: AnyFloats, temperature: float) -> Doubles:
+    """The largest probability of every image."""
+    confidence: Doubles = np.exp(log_probabilities(logits, temperature=temperature).max(axis=1))
+    return confidence
+
+
+def _check_enough(samples: Sequence[Sample], data: Path) -> None:
+    labels = np.array([sample.label for sample in samples])
+    if len(samples) < LEAST_IMAGES:
+        raise DataError(
+            f"{data} has {len(samples)} images to calibrate with; at least {LEAST_IMAGES} are "
+            "needed, and some hundreds are sensible. Add more"
+        )
+    if np.bincount(labels).max() < 2:
+        raise DataError(
+            f"{data} has one image for every class: none is left to measure on after fitting. "
+            "Give two or more of a class"
+        )
+
+
+def _unknown(source: Path, classes: Sequence[str]) -> tuple[Sample, ...]:
+    """Images of none of `classes`, each with the number of its own class."""
+    flat = tuple(_images_in(source))
+    dataset = Dataset(class_names=("unknown",), splits={"all": flat}, source=source)
+    if not flat:
+        dataset = load_dataset(source)
+    if shared := [name for name in dataset.class_names if name in set(classes)]:
+        raise DataError(
+            f"--unknown {source} has {len(shared)} classes that the bundle knows, first "
+            f"{shared[0]!r}. Unknown images must be of none of its classes"
+        )
+    return dataset.split("test")
+
+
+def _images_in(folder: Path) -> Iterator[Sample]:
+    """The image files right in a folder."""
+    if folder.is_dir():
+        for path in sorted(folder.iterdir()):
+            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
+                yield Sample(path=path, label=0)
+
+
+def _step(report: Report, data: Path, unknown: Path | None) -> dict[str, Any]:
+    figures: dict[str, Any] = msgspec.to_builtins(report)
+    names = {"data": data.name, "unknown": unknown.name if unknown else None}
+    return {"step": "calibrate", **names, **figures}
+
+
+def show(report: Report, output: Path) -> None:
+    """Print what was fitted and what the held-out half says of it."""
+    console, held_out = Console(highlight=False), report.held_out
+    console.print(f"temperature {report.temperature:.4g}, fitted to {report.fitted_to} images")
+    table = Table(f"on {held_out.images} held-out images", "before", "after")
+    table.add_row(
+        "expected calibration error", f"{held_out.ece_before:.2%}", f"{held_out.ece_after:.2%}"
+    )
+    table.add_row(
+        "negative log-likelihood", f"{held_out.nll_before:.3f}", f"{held_out.nll_after:.3f}"
+    )
+    console.print(table, f"top-1 {held_out.accuracy:.1%}, which a temperature does not change.")
+    if rejection := report.rejection:
+        console.print(
+            f"Answers below a probability of {rejection.threshold:.4f} are 'none of these':"
+        )
+        accepted = Table("accepted", "share", "95 % interval")
+        rows = {
+            "images of the classes": rejection.known_accepted,
+            f"the unknown classes fitted to (asked for {rejection.asked:.1%})": (
+                rejection.same_unknown_accepted
+            ),
+            "other unknown classes": rejection.other_unknown_accepted,
+        }
+        for name, interval in rows.items():
+            if interval is not None:
+                span = f"{interval.low:.1%} to {interval.high:.1%}"
+                accepted.add_row(name, f"{interval.value:.1%}", span)
+        console.print(accepted)
+        console.print(
+            f"known against unknown: AUROC {rejection.auroc:.3f}, FPR95 {rejection.fpr95:.1%}"
+        )
+    console.print(f"{output} written. Next: vlp classify images/ --bundle {output}", soft_wrap=True)
