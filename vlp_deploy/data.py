@@ -121,7 +121,8 @@ def subset(dataset: Dataset, which: Subset) -> Dataset:
     base classes as it draws for them from the whole.
 
     Raises:
-        DataError: a half of fewer than two classes, or a split without images of that half.
+        DataError: a half of fewer than two classes, or a split without images of that half (but
+            for "val", which nothing is measured on).
     """
     if which == "all":
         return dataset
@@ -137,7 +138,7 @@ def subset(dataset: Dataset, which: Subset) -> Dataset:
         split: tuple(Sample(s.path, s.label - kept.start) for s in samples if s.label in kept)
         for split, samples in dataset.splits.items()
     }
-    empty = [split for split, samples in splits.items() if not samples]
+    empty = [split for split, samples in splits.items() if not samples and split != "val"]
     if empty:
         raise DataError(
             f"{dataset.source} has no {_enumerate(empty)} images of the {which} classes"

@@ -37,6 +37,9 @@ from vlp_train.training import Outcome, Request, train
 SHORT = {"epochs": 4, "batch_size": 6, "learning_rate": 0.05}
 
 
+COLOURS = ("red fox", "green frog", "blue_whale")
+
+
 class CrashError(Exception):
     """Stands for a crash in the middle of an epoch."""
 
@@ -376,6 +379,21 @@ def test_a_loss_that_is_no_number_stops_the_run(
     assert not request_for().output.joinpath("prompt.safetensors").exists()
 
 
+def test_other_data_goes_by_its_own_name_and_by_its_folder_where_that_is_taken(
+    request_for: Callable[..., Request], toy_data: Path, tmp_path: Path
+) -> None:
+    folder = Path(shutil.copytree(toy_data / "test", tmp_path / "caltech/test"))
+    rows = [[f"{name}/{i}.png", label, name] for label, name in enumerate(COLOURS) for i in (0, 1)]
+    coop = tmp_path / "caltech/test/split_zhou_Caltech101.json"
+    coop.write_text(json.dumps({"test": rows}))
+
+    outcome = train(request_for(epochs=1, evaluate=(toy_data, folder, coop, folder)))
+
+    names = ["test", toy_data.name, "caltech/test", "Caltech101"]
+    assert list(outcome.metrics) == names
+    assert [outcome.metrics[name].images for name in names] == [12, 12, 12, 6]
+
+
 def test_other_data_is_measured_too(request_for: Callable[..., Request], toy_data: Path) -> None:
     outcome = train(request_for(evaluate=(toy_data,)))
 
@@ -400,14 +418,13 @@ def test_a_finished_run_is_measured_on_other_data_with_resume(
 def test_other_data_is_refused_before_training(
     request_for: Callable[..., Request], toy_data: Path, tmp_path: Path
 ) -> None:
-    renamed = Path(shutil.copytree(toy_data, tmp_path / "test"))
+    twins = [Path(shutil.copytree(toy_data, tmp_path / f"{i}/set/test")) for i in range(3)]
     new_classes = Path(shutil.copytree(toy_data, tmp_path / "new"))
     for split in ("train", "test"):
         (new_classes / split / "red fox").rename(new_classes / split / "cat")
 
     for error, message, changes in (
-        (TrainingError, "'test', which is taken", {"evaluate": (renamed,)}),
-        (TrainingError, "which is taken", {"evaluate": (toy_data, toy_data)}),
+        (TrainingError, "told as 'set/test', which is taken", {"evaluate": tuple(twins)}),
         (
             ClassListError,
             "first difference at index 1: 'green frog' against",

@@ -38,10 +38,11 @@ class Attention(nn.Module):
         return self._merge(attended)
 
     def behind(self, before: KeysValues, x: Tensor, *, last_only: bool = False) -> Tensor:
-        """`x` (N, L, d) attends causally to itself and wholly to `before`, (1, h, p, d/h) each.
+        """`x` (N, L, d) attends causally to itself and wholly to `before`, (B, h, p, d/h) each.
 
-        The shared keys and values are multiplied as they are, not copied for every row. With
-        `last_only` the answer is the last token's, (N, 1, d).
+        The rows are B equally long runs, one behind each prefix, whose keys and values are
+        multiplied as they are, not copied for every row. With `last_only` the answer is the last
+        token's, (N, 1, d).
         """
         query, keys, values = self._project(x)
         length = x.shape[1]
@@ -49,11 +50,11 @@ class Attention(nn.Module):
         if last_only:
             query, future = query[:, :, -1:], future[-1:]
         query = query * query.shape[-1] ** -0.5
-        shared = _times_shared(query, before[0][0].transpose(1, 2))  # (N, h, L, p)
+        shared = _times_shared(query, before[0].transpose(2, 3))  # (N, h, L, p)
         own = (query @ keys.transpose(2, 3)).masked_fill(future, -torch.inf)  # (N, h, L, L)
         weights = torch.cat([shared, own], dim=-1).softmax(dim=-1)
         shared, own = weights.split([shared.shape[-1], length], dim=-1)
-        return self._merge(_times_shared(shared, before[1][0]) + own @ values)
+        return self._merge(_times_shared(shared, before[1]) + own @ values)
 
     def keys_values(self, x: Tensor) -> KeysValues:
         """(N, L, d) → keys and values (N, h, L, d/h)."""
@@ -106,7 +107,7 @@ class Block(nn.Module):
         return x
 
     def behind(self, before: KeysValues, x: Tensor, *, last_only: bool = False) -> Tensor:
-        """`forward`, causal, of rows behind a prefix they all share; or of their last token."""
+        """`forward`, causal, of rows behind prefixes they share; or of their last token."""
         attended = self.attn.behind(before, self.ln_1(x), last_only=last_only)
         x = (x[:, -1:] if last_only else x) + attended
         x = x + self.mlp(self.ln_2(x))
@@ -244,13 +245,34 @@ class Clip(nn.Module):
         are grouped and cut there. The leading tokens that all rows share run once, and the rest of
         each row attends to their keys and values. The last block computes the end of text only.
         """
-        shared = _shared_prefix(ids, eot, slots, prompts)  # p
+        shared = shared_prefix(ids, eot, slots, prompts)  # p
+        rows = _Rows(ids, slots, prompts)
+        prefix = rows.cut(torch.arange(1, device=ids.device), slice(0, shared))
+        return self._encode_behind(prefix, rows, eot)[0]
+
+    def encode_text_each(self, ids: Tensor, eot: Tensor, slots: Tensor, prompts: Tensor) -> Tensor:
+        """`encode_text_fast` for many sets of input prompts (B, m, d): (B, N, D).
+
+        The rows, ids (N, L), are the same for all sets, and prompts stand in the leading tokens
+        that all rows share, so that those run once for every set.
+        """
+        shared = shared_prefix(ids, eot, slots, None)  # p
+        if (slots[:, shared:] >= 0).any():
+            raise ValueError("learned tokens must stand in front of what tells the rows apart")
+        prefix_ids, prefix_slots = (t[:1, :shared].expand(len(prompts), -1) for t in (ids, slots))
+        prefix = _Rows(prefix_ids, prefix_slots, prompts[None])
+        return self._encode_behind(prefix, _Rows(ids, None, None), eot)
+
+    def _encode_behind(self, prefix: "_Rows", rows: "_Rows", eot: Tensor) -> Tensor:
+        """`rows` (N, L) behind each of the prefixes (B, p): features (B, N, D)."""
+        images, shared = prefix.ids.shape
         groups = [torch.nonzero(eot == end)[:, 0] for end in eot.unique()]  # G times (n,)
-        everything = _Rows(ids, slots, prompts)
-        prefix = everything.cut(groups[0][:1], slice(0, shared))
-        suffixes = [everything.cut(rows, slice(shared, int(eot[rows[0]]) + 1)) for rows in groups]
-        x_prefix = self._embed(prefix)  # (1, p, d)
-        x_suffixes = [self._embed(suffix) for suffix in suffixes]  # G times (n, eot + 1 - p, d)
+        suffixes = [rows.cut(group, slice(shared, int(eot[group[0]]) + 1)) for group in groups]
+        x_prefix = self._embed(prefix)  # (B, p, d)
+        x_suffixes = [  # G times (B·n, eot + 1 - p, d)
+            self._embed(suffix)[None].expand(images, -1, -1, -1).flatten(0, 1)
+            for suffix in suffixes
+        ]
         for index, block in enumerate(self.transformer.blocks):
             x_prefix = prefix.before_layer(index, x_prefix)
             before = block.keys_values(x_prefix)
@@ -261,8 +283,9 @@ class Clip(nn.Module):
             ]
             if not last:
                 x_prefix = block(x_prefix, causal=True)
-        features = self._project_text(torch.cat(x_suffixes)[:, 0])  # (N, D), group after group
-        return features[torch.cat(groups).argsort()]
+        ends = [x[:, 0].unflatten(0, (images, -1)) for x in x_suffixes]  # G times (B, n, d)
+        features = self._project_text(torch.cat(ends, dim=1))  # (B, N, D), group after group
+        return features[:, torch.cat(groups).argsort()]
 
     def _embed(self, rows: "_Rows") -> Tensor:
         x = rows.overwritten(self.token_embedding(rows.ids), 0)
@@ -316,14 +339,14 @@ def append_tokens(x: Tensor, prompts: Tensor) -> Tensor:
 
 
 def _times_shared(x: Tensor, shared: Tensor) -> Tensor:
-    """x (N, h, L, a) times one matrix a head, (h, a, b) → (N, h, L, b), as h large products."""
-    rows, length = x.shape[0], x.shape[2]
-    product = x.transpose(0, 1).flatten(1, 2) @ shared  # (h, N·L, b)
-    back: Tensor = product.unflatten(1, (rows, length)).transpose(0, 1)
+    """x (B·n, h, L, a) times matrices (B, h, a, b) → (B·n, h, L, b), as B·h large products."""
+    each = x.unflatten(0, (len(shared), -1)).transpose(1, 2)  # (B, h, n, L, a)
+    product = (each.flatten(2, 3) @ shared).unflatten(2, each.shape[2:4])
+    back: Tensor = product.transpose(1, 2).flatten(0, 1)
     return back
 
 
-def _shared_prefix(ids: Tensor, eot: Tensor, slots: Tensor | None, prompts: Tensor | None) -> int:
+def shared_prefix(ids: Tensor, eot: Tensor, slots: Tensor | None, prompts: Tensor | None) -> int:
     """How many leading tokens are the same in all rows and lie before every end of text."""
     same = (ids == ids[:1]).all(dim=0)
     if slots is not None:

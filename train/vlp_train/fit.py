@@ -2,30 +2,30 @@
 
 SGD with momentum and weight decay as in CoOp's code (Dassl), the learning rate set once an epoch.
 
-Legend: B images of a batch, K classes, D joint width, n training images.
+Legend: B images of a piece of a batch, K classes.
 """
 
+import math
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from vlp_deploy.errors import TrainingError
+from vlp_train.devices import Precision, autocast
+from vlp_train.features import Features, Indices, Piece
 from vlp_train.images import ImageSet
-from vlp_train.methods.base import Inputs, Method, Training
+from vlp_train.methods.base import Method, Training
+from vlp_train.parallel import ALONE, Processes
 from vlp_train.run import Epoch, Progress, Run
 from vlp_train.schedule import learning_rate
 
-MOMENTUM = 0.9
-WEIGHT_DECAY = 5e-4  # on prompts too
-FEATURE_BATCH = 64  # images a batch where no gradient is needed
-
-Precision = Literal["fp32", "bf16", "fp16"]
+NAMED_IN_ERRORS = 5  # images of a batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,197 +53,204 @@ def fit(
     precision: Precision,
     options: Mapping[str, Any],
     report: Report,
+    views: int = 0,
+    processes: Processes = ALONE,
 ) -> tuple[Epoch, ...]:
     """Train to the end, from where `run` stands, saving every epoch. Returns the log.
 
     The prompts end bit for bit the same however often the run was interrupted, on a CPU with the
-    same number of threads. Raises TrainingError if the loss is no number any more.
+    same number of threads and processes. Raises TrainingError if the loss is no number any more.
     """
-    optimiser = torch.optim.SGD(
-        method.parameter_groups(), lr=0.0, momentum=MOMENTUM, weight_decay=WEIGHT_DECAY
-    )
-    device = method.prompted.device.type
-    scaler = torch.amp.GradScaler(device, enabled=precision == "fp16")
-    log = _restore(method, optimiser, scaler, run, options) if run.started else ()
+    learner = _Learner(method, training, precision, processes)
+    log = learner.restore(run, options) if run.started else ()
     method.start(images, training)
-    features = _Features(method, images, precision)
+    features = Features(
+        method, images, training=training, precision=precision, views=views, processes=processes
+    )
     for epoch in range(len(log), training.epochs):
         started = time.perf_counter()
-        rate = learning_rate(
-            epoch,
-            epochs=training.epochs,
-            peak=training.learning_rate,
-            warmup_epochs=training.warmup_epochs,
-        )
-        for group in optimiser.param_groups:
-            group["lr"] = rate * group.get("rate_factor", 1.0)
-        means = _Means()
-        steps = len(images.shuffled(epoch, training.batch_size))
-        batches = features.epoch(epoch, training.batch_size)
-        for step, inputs in enumerate(batches, start=1):
-            with autocast(features.device, precision):
-                logits, loss = method.step(inputs)  # (B, K), scalar
-            _check_finite(loss, epoch=epoch + 1, batch=step)
-            optimiser.zero_grad()
-            scaler.scale(loss).backward()
-            scaler.step(optimiser)
-            scaler.update()
-            means.add(loss, logits, inputs.labels)
+        rate = learner.set_rate(epoch)
+        total = _Sums()
+        for step, pieces in enumerate(features.steps(epoch), start=1):
+            sums = learner.add_gradients(pieces)
+            if not math.isfinite(sums.loss):
+                raise _no_number(learner, images, loss=sums.loss, epoch=epoch + 1, batch=step)
+            learner.move()
+            total += sums
             report(
                 Step(
                     epoch=epoch + 1,
                     epochs=training.epochs,
                     step=step,
-                    steps=steps,
-                    loss=means.loss,
-                    accuracy=means.accuracy,
+                    steps=features.step_count(epoch),
+                    loss=total.loss / total.images,
+                    accuracy=total.correct / total.images,
                     learning_rate=rate,
                 )
             )
         method.end_of_epoch(epoch)
-        log = (*log, means.epoch(epoch + 1, rate=rate, seconds=time.perf_counter() - started))
-        _save(method, optimiser, scaler, run, options, log)
+        finished = Epoch(
+            epoch=epoch + 1,
+            loss=total.loss / total.images,
+            accuracy=total.correct / total.images,
+            learning_rate=rate,
+            seconds=round(time.perf_counter() - started, 3),
+        )
+        log = (*log, finished)
+        learner.save(run, options, log)
     with torch.no_grad():
         method.finish(images)
     return log
 
 
-def autocast(device: torch.device, precision: Precision) -> AbstractContextManager[Any]:
-    """Matrix products in half precision where that was asked for."""
-    dtype = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
-    return torch.autocast(device.type, dtype=dtype, enabled=precision != "fp32")
+@dataclass(frozen=True)
+class _Sums:
+    """Over images."""
+
+    loss: float = 0.0
+    correct: float = 0
+    images: float = 0
+
+    def __add__(self, other: "_Sums") -> "_Sums":
+        return _Sums(
+            self.loss + other.loss, self.correct + other.correct, self.images + other.images
+        )
 
 
-class _Features:
-    """What a method's steps work on: features that training cannot change are computed once."""
+class _Learner:
+    """A method and what moves it."""
 
-    def __init__(self, method: Method, images: ImageSet, precision: Precision) -> None:
-        self._method, self._images, self._precision = method, images, precision
+    def __init__(
+        self, method: Method, training: Training, precision: Precision, processes: Processes
+    ) -> None:
+        self.method, self.training = method, training
+        self.precision, self.processes = precision, processes
+        self.optimiser = torch.optim.SGD(
+            method.parameter_groups(),
+            lr=0.0,
+            momentum=training.momentum,
+            weight_decay=training.weight_decay,
+        )
         self.device = method.prompted.device
-        self._image_features = None if method.learns_image or images.augment else self._all()
-        self._class_features = None if method.learns_text else self._frozen_classes()
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=precision == "fp16")
+        self.suspects: list[int] = []  # samples of this process whose loss was no number
 
-    def epoch(self, epoch: int, batch_size: int) -> Iterator[Inputs]:
-        """Batch after batch."""
-        for images, labels in self._batches(epoch, batch_size):
-            yield Inputs(
-                images=images,
-                class_features=self._class_features,
-                labels=labels.to(self.device),
-                epoch=epoch,
+    def set_rate(self, epoch: int) -> float:
+        """The learning rate of an epoch, now the optimiser's."""
+        usual = self.training.warmup_epochs
+        for group in self.optimiser.param_groups:
+            rate = self._rate(epoch, warmup=min(usual, group.get("warmup_epochs", usual)))
+            group["lr"] = rate * group.get("rate_factor", 1.0)
+        return self._rate(epoch, warmup=usual)
+
+    def _rate(self, epoch: int, *, warmup: int) -> float:
+        return learning_rate(
+            epoch,
+            epochs=self.training.epochs,
+            peak=self.training.learning_rate,
+            warmup_epochs=warmup,
+            schedule=self.training.schedule,
+        )
+
+    def add_gradients(self, pieces: Iterable[Piece]) -> _Sums:
+        """The gradients of a batch, and what it came to; both over all processes."""
+        self.optimiser.zero_grad()
+        sums = _Sums()
+        for piece in pieces:
+            with autocast(self.device, self.precision):
+                logits, loss = self.method.step(piece.inputs)  # (B, K), scalar
+            if not torch.isfinite(loss):
+                self.suspects += _without_numbers(logits, piece.indices)
+            self.scaler.scale(loss * piece.weight).backward()
+            labels = piece.inputs.labels
+            correct = int((logits.argmax(dim=1) == labels).sum())
+            sums += _Sums(loss.item() * len(labels), correct, len(labels))
+        self._add_up_gradients()
+        everywhere = torch.tensor([sums.loss, sums.correct, sums.images], dtype=torch.float64)
+        self.processes.add_up([everywhere])
+        return _Sums(*everywhere.tolist())
+
+    def move(self) -> None:
+        """One step along the gradients."""
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def _add_up_gradients(self) -> None:
+        """Over the processes; one of them may have had no image, and no gradients."""
+        if self.processes.size == 1:
+            return
+        learned = [p for p in self.method.parameters() if p.requires_grad]
+        there = torch.tensor([float(p.grad is not None) for p in learned], device=self.device)
+        gradients = [torch.zeros_like(p) if p.grad is None else p.grad for p in learned]
+        self.processes.add_up([there, *gradients])
+        for parameter, gradient, count in zip(learned, gradients, there.tolist(), strict=True):
+            parameter.grad = gradient if count else None
+
+    def save(self, run: Run, options: Mapping[str, Any], log: tuple[Epoch, ...]) -> None:
+        """The method's state and momentum, with all that is needed to go on."""
+        state = self.method.state_dict()
+        tensors = {f"prompt.{name}": value.cpu().numpy() for name, value in state.items()}
+        for name, parameter in self.method.named_parameters():
+            # not there for what was never stepped: float16 skips steps, methods freeze prompts
+            momentum = self.optimiser.state[parameter].get("momentum_buffer")
+            if momentum is not None:
+                tensors[f"momentum.{name}"] = momentum.cpu().numpy()
+        progress = Progress(
+            options=dict(options),
+            threads=torch.get_num_threads(),
+            processes=self.processes.size,
+            scaler=self.scaler.state_dict(),
+            log=log,
+        )
+        run.save(progress, tensors)
+
+    def restore(self, run: Run, options: Mapping[str, Any]) -> tuple[Epoch, ...]:
+        """The inverse of `save`. Raises TrainingError if the options differ."""
+        progress, tensors = run.load(options)
+        if self.processes.first:
+            _warn_of_other_sums(progress, self.processes.size)
+        self.method.load_state_dict(
+            {name: torch.from_numpy(tensors[f"prompt.{name}"]) for name in self.method.state_dict()}
+        )
+        for name, parameter in self.method.named_parameters():
+            if f"momentum.{name}" in tensors:
+                momentum = torch.from_numpy(tensors[f"momentum.{name}"]).to(parameter.device)
+                self.optimiser.state[parameter]["momentum_buffer"] = momentum
+        if self.scaler.is_enabled():
+            self.scaler.load_state_dict(progress.scaler)
+        return progress.log
+
+
+def _warn_of_other_sums(progress: Progress, processes: int) -> None:
+    """Say that bits will differ where sums are added up in another order."""
+    for what, before, now in (
+        ("threads", progress.threads, torch.get_num_threads()),
+        ("processes", progress.processes, processes),
+    ):
+        if before != now:
+            warnings.warn(
+                f"the run was started with {before} {what} and goes on with {now}: sums are added "
+                "up in another order, so the last bits of the prompts will differ",
+                stacklevel=2,
             )
 
-    def _batches(self, epoch: int, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Image features (B, D), or pixels (B, 3, S, S), and labels (B,)."""
-        if self._image_features is not None:
-            for indices in self._images.shuffled(epoch, batch_size):
-                yield self._image_features[torch.from_numpy(indices)], self._images.labels(indices)
-            return
-        for batch in self._images.epoch(epoch, batch_size):
-            learns_image = self._method.learns_image
-            yield (batch.pixels if learns_image else self._of(batch.pixels)), batch.labels
 
-    @torch.no_grad()
-    def _of(self, pixels: Tensor) -> Tensor:
-        """(B, D)."""
-        with autocast(self.device, self._precision):
-            return self._method.image_features(pixels)
-
-    def _all(self) -> Tensor:
-        """(n, D)."""
-        return torch.cat([self._of(b.pixels) for b in self._images.in_order(FEATURE_BATCH)])
-
-    @torch.no_grad()
-    def _frozen_classes(self) -> Tensor:
-        return self._method.class_features()
+def _without_numbers(logits: Tensor, indices: Indices) -> list[int]:
+    """The samples whose logits (B, K) are no numbers; all of them if the loss alone is none."""
+    bad = ~torch.isfinite(logits.detach()).all(dim=1).cpu().numpy()  # (B,)
+    found: list[int] = indices[bad if bad.any() else np.ones_like(bad)].tolist()
+    return found
 
 
-class _Means:
-    """Running means of an epoch."""
-
-    def __init__(self) -> None:
-        self._loss, self._correct, self._images = 0.0, 0, 0
-
-    def add(self, loss: Tensor, logits: Tensor, labels: Tensor) -> None:
-        self._loss += loss.item() * len(labels)
-        self._correct += int((logits.argmax(dim=1) == labels).sum())
-        self._images += len(labels)
-
-    @property
-    def loss(self) -> float:
-        return self._loss / self._images
-
-    @property
-    def accuracy(self) -> float:
-        return self._correct / self._images
-
-    def epoch(self, number: int, *, rate: float, seconds: float) -> Epoch:
-        """The line for the log."""
-        return Epoch(
-            epoch=number,
-            loss=self.loss,
-            accuracy=self.accuracy,
-            learning_rate=rate,
-            seconds=round(seconds, 3),
-        )
-
-
-def _check_finite(loss: Tensor, *, epoch: int, batch: int) -> None:
-    if not torch.isfinite(loss):
-        raise TrainingError(
-            f"the loss is {loss.item()} in epoch {epoch}, batch {batch}; training stopped before "
-            "it could spoil the prompts. Lower --learning-rate, or use --precision fp32; the "
-            "epochs before are saved, but other options need --force"
-        )
-
-
-def _save(
-    method: Method,
-    optimiser: torch.optim.SGD,
-    scaler: torch.amp.GradScaler,
-    run: Run,
-    options: Mapping[str, Any],
-    log: tuple[Epoch, ...],
-) -> None:
-    """The method's state and momentum, with all that is needed to go on."""
-    tensors = {f"prompt.{name}": v.cpu().numpy() for name, v in method.state_dict().items()}
-    for name, parameter in method.named_parameters():
-        # not there for what was never stepped: float16 skips steps, methods freeze prompts
-        momentum = optimiser.state[parameter].get("momentum_buffer")
-        if momentum is not None:
-            tensors[f"momentum.{name}"] = momentum.cpu().numpy()
-    progress = Progress(
-        options=dict(options),
-        threads=torch.get_num_threads(),
-        scaler=scaler.state_dict(),
-        log=log,
+def _no_number(
+    learner: _Learner, images: ImageSet, *, loss: float, epoch: int, batch: int
+) -> TrainingError:
+    suspects = [index for found in learner.processes.gather(learner.suspects) for index in found]
+    names = [str(images.samples[index].path) for index in suspects[:NAMED_IN_ERRORS]]
+    more = len(suspects) - len(names)
+    return TrainingError(
+        f"the loss is {loss} in epoch {epoch}, batch {batch}; training stopped before it could "
+        f"spoil the prompts. It came of {', '.join(names)}{f' and {more} more' if more > 0 else ''}"
+        ": look at these images. If nothing is wrong with them, lower --learning-rate or use "
+        "--precision fp32; the epochs before are saved, but other options need --force"
     )
-    run.save(progress, tensors)
-
-
-def _restore(
-    method: Method,
-    optimiser: torch.optim.SGD,
-    scaler: torch.amp.GradScaler,
-    run: Run,
-    options: Mapping[str, Any],
-) -> tuple[Epoch, ...]:
-    """The inverse of `_save`. Raises TrainingError if the options differ."""
-    progress, tensors = run.load(options)
-    if progress.threads != torch.get_num_threads():
-        warnings.warn(
-            f"the run was started with {progress.threads} threads and goes on with "
-            f"{torch.get_num_threads()}: sums are added up in another order, so the last bits "
-            "of the prompts will differ",
-            stacklevel=2,
-        )
-    method.load_state_dict(
-        {name: torch.from_numpy(tensors[f"prompt.{name}"]) for name in method.state_dict()}
-    )
-    for name, parameter in method.named_parameters():
-        if f"momentum.{name}" in tensors:
-            momentum = torch.from_numpy(tensors[f"momentum.{name}"]).to(parameter.device)
-            optimiser.state[parameter]["momentum_buffer"] = momentum
-    if scaler.is_enabled():
-        scaler.load_state_dict(progress.scaler)
-    return progress.log

@@ -40,6 +40,11 @@ class Batch:
     labels: Tensor  # (B,), int64
 
 
+def cut(indices: NDArray[np.int64], size: int) -> list[NDArray[np.int64]]:
+    """Pieces of `size` in order, the last one perhaps smaller."""
+    return [indices[start : start + size] for start in range(0, len(indices), size)]
+
+
 class ImageSet:
     """Labelled image files, and how to look at them."""
 
@@ -63,13 +68,11 @@ class ImageSet:
 
     def in_order(self, batch_size: int) -> Iterator[Batch]:
         """Every sample once, as it will be seen when served."""
-        starts = range(0, len(self), batch_size)
-        everything = np.arange(len(self))
-        return self._batches([everything[i : i + batch_size] for i in starts], epoch=None)
+        return self.batches(cut(np.arange(len(self)), batch_size))
 
     def epoch(self, epoch: int, batch_size: int) -> Iterator[Batch]:
-        """One pass in random order. Raises DataError naming an image that cannot be read."""
-        return self._batches(self.shuffled(epoch, batch_size), epoch=epoch)
+        """One pass in random order."""
+        return self.batches(self.shuffled(epoch, batch_size), epoch=epoch)
 
     def shuffled(self, epoch: int, batch_size: int) -> list[NDArray[np.int64]]:
         """The sample indices of an epoch's batches, an incomplete last one dropped.
@@ -77,15 +80,21 @@ class ImageSet:
         Only a set smaller than one batch is taken as it is.
         """
         order = np.random.default_rng([self.seed, _ORDER, epoch]).permutation(len(self))
-        last = max(len(self) - batch_size, 0)
-        return [order[i : i + batch_size] for i in range(0, last + 1, batch_size)]
+        whole = len(self) // batch_size * batch_size
+        return cut(order[:whole] if whole else order, batch_size)
 
     def labels(self, indices: NDArray[np.int64]) -> Tensor:
         """The classes of some samples."""
         return torch.tensor([self.samples[index].label for index in indices])
 
-    def _batches(self, plan: Sequence[NDArray[np.int64]], *, epoch: int | None) -> Iterator[Batch]:
-        """Batches in order; the next one is prepared by threads while the caller works."""
+    def batches(
+        self, plan: Sequence[NDArray[np.int64]], *, epoch: int | None = None
+    ) -> Iterator[Batch]:
+        """Batches of the given samples in order; threads prepare the next while the caller works.
+
+        With an epoch they are the random views of it, if this set is augmented. Raises DataError
+        naming an image that cannot be read.
+        """
         with ThreadPoolExecutor(DECODERS) as pool:
             waiting: list[list[Future[Pixels]]] = []
             try:

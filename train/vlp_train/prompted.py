@@ -84,6 +84,10 @@ class PromptedClip:
         classes = self.classes(prompts, plain=True)
         return {"reference.logits": self.predict(pixels, prompts, classes)}
 
+    def variants(self, prompts: Prompts) -> dict[str, Prompts]:
+        """Other prompts, made of these, that are worth measuring beside them, by name."""
+        return {}
+
     def class_features(self, prompts: Prompts, *, plain: bool = False) -> Tensor:
         """L2-normalised class embeddings (K, D), the mean direction of all templates."""
         features = F.normalize(self.text_features(prompts, plain=plain), dim=-1)

@@ -47,6 +47,7 @@ class Progress(Record, frozen=True, kw_only=True):
     schema: int = SCHEMA_VERSION
     options: dict[str, Any]  # everything that influences the weights
     threads: int
+    processes: int = 1
     scaler: dict[str, int | float]  # state of float16's loss scaling; empty elsewhere
     log: tuple[Epoch, ...]
 
@@ -58,10 +59,10 @@ class _Schema(msgspec.Struct):
 
 
 class Run:
-    """One training run's folder."""
+    """One training run's folder. Where others write it, too, only one of them `writes`."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, writes: bool = True) -> None:
+        self.folder, self.writes = folder, writes
         self.checkpoint = folder / RUN_FILE
         self._resume, self._log = folder / RESUME_FILE, folder / LOG_FILE
 
@@ -77,7 +78,10 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other processes from training in this folder. The kernel unlocks after a kill."""
+        """Keep other runs from training in this folder. The kernel unlocks after a kill."""
+        if not self.writes:
+            yield
+            return
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             handle = os.open(self.folder, os.O_RDONLY)
@@ -94,6 +98,8 @@ class Run:
 
     def save(self, progress: Progress, tensors: Arrays) -> None:
         """Record the end of an epoch."""
+        if not self.writes:
+            return
         header = msgspec.json.encode(progress).decode()
         write_atomic(self._resume, to_safetensors(dict(tensors), metadata={"vlp": header}))
         self._write_log(progress)
@@ -124,6 +130,8 @@ class Run:
 
     def clear(self) -> None:
         """Delete what a run wrote here, the result first; other files stay."""
+        if not self.writes:
+            return
         for path in (self.checkpoint, self._resume, self._log):
             path.unlink(missing_ok=True)
 
@@ -145,5 +153,7 @@ class Run:
         )
 
     def _write_log(self, progress: Progress) -> None:
+        if not self.writes:
+            return
         lines = (msgspec.json.encode(epoch) + b"\n" for epoch in progress.log)
         write_atomic(self._log, b"".join(lines))

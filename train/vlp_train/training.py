@@ -4,7 +4,7 @@ import hashlib
 import platform
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
@@ -16,10 +16,11 @@ import torch
 from vlp_deploy import __version__
 from vlp_deploy.architecture import Backbone, Preprocessing
 from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset
-from vlp_deploy.errors import DataError, TrainingError
+from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset, subset
+from vlp_deploy.errors import ClassListError, DataError, TrainingError
 from vlp_deploy.files import sha256_of
 from vlp_train.backbones import load_backbone, load_preprocessing
+from vlp_train.devices import Precision, choose_device, default_precision
 from vlp_train.evaluate import (
     ENSEMBLE,
     Accuracy,
@@ -28,66 +29,32 @@ from vlp_train.evaluate import (
     evaluate,
     zero_shot_accuracies,
 )
-from vlp_train.fit import Precision, Report, fit
+from vlp_train.fit import Report, fit
 from vlp_train.images import ImageSet
 from vlp_train.methods import Config, method_config, method_entry
 from vlp_train.methods.base import Method, Task, Training
+from vlp_train.metrics import HARMONIC_MEAN, harmonic_mean, metric_name, own_metric
+from vlp_train.parallel import Processes, joined, place
 from vlp_train.prompted import Prompts
 from vlp_train.reference import reference_pixels, references
+from vlp_train.request import Request
 from vlp_train.run import Epoch, Run
-
-TEST = "test"  # the metric of the data's own test split
-
-
-@dataclass(frozen=True, kw_only=True)
-class Request:
-    """Everything a user can ask of a training run; what is left None the method decides."""
-
-    data: Path
-    output: Path
-    method: str
-    method_options: Mapping[str, Any] = field(default_factory=dict)
-    model: str = "vlp-tiny"
-    pretrained: str | None = None
-    image_root: Path | None = None
-    classnames: Path | None = None
-    shots: int | None = None  # images a class; None = all
-    seed: int = 1
-    epochs: int | None = None
-    learning_rate: float | None = None
-    batch_size: int | None = None
-    warmup_epochs: int | None = None
-    augment: bool = True
-    flip: bool = True
-    device: str = "auto"
-    precision: Precision | None = None
-    evaluate: tuple[Path, ...] = ()
-    resume: bool = False
-    force: bool = False
-
-    def __post_init__(self) -> None:
-        for name, least in (("shots", 1), ("epochs", 1), ("batch_size", 1), ("warmup_epochs", 0)):
-            value = getattr(self, name)
-            if value is not None and value < least:
-                raise TrainingError(f"{name} must be at least {least}, got {value}")
-        if self.learning_rate is not None and not 0 < self.learning_rate < float("inf"):
-            raise TrainingError(f"the learning rate must be above 0, got {self.learning_rate}")
-        if self.seed < 0:
-            raise TrainingError(f"the seed must be 0 or more, got {self.seed}")
-        if self.resume and self.force:
-            raise TrainingError(
-                "--resume goes on with a run and --force deletes it: give one of them"
-            )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """A finished run: its checkpoint, how it learned, how well it does."""
+    """A finished run: its checkpoint, how it learned, how well it does, what to know about it."""
 
     path: Path
     checkpoint: PromptCheckpoint
     log: tuple[Epoch, ...]
     metrics: Mapping[str, Accuracy]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def harmonic_mean(self) -> float | None:
+        """Of base and new accuracy, where both were measured."""
+        return harmonic_mean(self.metrics)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,6 +66,7 @@ class _Job:
     train_samples: tuple[Sample, ...]
     test_samples: tuple[Sample, ...]
     others: Mapping[str, Dataset]  # to be measured on, too
+    notes: tuple[str, ...]
     backbone: Backbone
     preprocessing: Preprocessing
     config: Config
@@ -120,10 +88,13 @@ class _Job:
             "preprocessing": msgspec.to_builtins(self.preprocessing),
             "precision": self.precision,
             "device": self.device.type,
+            "subset": self.request.subset,
             "shots": self.request.shots,
             "seed": self.request.seed,
-            "augment": self.request.augment,
+            "augment": self.request.random_views,
+            "views": self.request.views,
             "flip": self.request.flip,
+            "class_chunk": self.request.class_chunk,
             "data": _digest(self.dataset.class_names, self.train_samples or self.test_samples),
         }
 
@@ -131,29 +102,43 @@ class _Job:
 def train(request: Request, report: Report = lambda step: None) -> Outcome:
     """Train a prompt and write its run folder. `report` is called after every step.
 
-    Nothing is deleted or written before the whole request has been loaded and checked. Raises
-    VlpError subclasses; whatever is interrupted can go on with `resume`.
+    Nothing is deleted or written before the whole request has been loaded and checked. Under
+    torchrun every process calls this and gets the same outcome; the first one writes and reports.
+    Raises VlpError subclasses; whatever is interrupted can go on with `resume`.
     """
-    run = Run(request.output)
-    _check_folder(run, request)  # here because it is quick, below because it may have changed
-    job = _prepare(request)
+    with joined(cuda=torch.cuda.is_available() and request.device != "cpu") as processes:
+        return _train(request, report if processes.first else lambda step: None, processes)
+
+
+def _train(request: Request, report: Report, processes: Processes) -> Outcome:
+    run = Run(request.output, writes=processes.first)
+    with processes.agreeing():
+        _check_folder(run, request)  # here because it is quick, below because it may have changed
+        job = _prepare(request)
+        _check_processes(job, processes)
     with run.locked():
-        _check_folder(run, request)
-        if request.force:
-            run.clear()
-        if run.finished:  # and --resume was given
+        with processes.agreeing():
+            _check_folder(run, request)
+            if request.force:
+                run.clear()
+            finished = run.finished
+        if finished:  # and --resume was given
             return _finished(run, job)
         started = time.perf_counter()
-        log = _fit(run, job, report) if job.training.epochs else ()
-        return _finish(run, job, log, seconds=time.perf_counter() - started)
+        log = _fit(run, job, report, processes) if job.training.epochs else ()
+        seconds = time.perf_counter() - started
+        with processes.agreeing():
+            if processes.first:
+                return _finish(run, job, log, seconds=seconds)
+        return _finished(run, job)
 
 
-def _fit(run: Run, job: _Job, report: Report) -> tuple[Epoch, ...]:
+def _fit(run: Run, job: _Job, report: Report, processes: Processes) -> tuple[Epoch, ...]:
     images = ImageSet(
         job.train_samples,
         job.preprocessing,
         seed=job.request.seed,
-        augment=job.request.augment,
+        augment=job.request.random_views,
         flip=job.request.flip,
     )
     return fit(
@@ -164,6 +149,8 @@ def _fit(run: Run, job: _Job, report: Report) -> tuple[Epoch, ...]:
         precision=job.precision,
         options=job.options,
         report=report,
+        views=job.request.views or 0,
+        processes=processes,
     )
 
 
@@ -189,18 +176,27 @@ def _check_folder(run: Run, request: Request) -> None:
         )
 
 
+def _check_processes(job: _Job, processes: Processes) -> None:
+    if processes.size > 1 and not job.method.data_parallel:
+        raise TrainingError(
+            f"the loss of {job.request.method} couples the images of a batch, so it changes when "
+            f"{processes.size} processes take a share each. Train it in one process, without "
+            "torchrun"
+        )
+
+
 def _prepare(request: Request) -> _Job:
     """Load and check everything before the first step."""
     entry = method_entry(request.method)
     config = method_config(request.method, request.method_options)
     training = _training(config, request)
-    dataset = load_dataset(
-        request.data, image_root=request.image_root, classnames=request.classnames
-    )
+    whole = load_dataset(request.data, image_root=request.image_root, classnames=request.classnames)
+    dataset = subset(whole, request.subset)
     train_samples, test_samples = _samples(dataset, request, learns=training.epochs > 0)
     check_readable([*train_samples, *test_samples])
     others = _other_data(request, config)
-    device = _device(request.device)
+    *_, local_rank = place()
+    device = choose_device(request.device, index=local_rank)
     preprocessing = load_preprocessing(request.model, request.pretrained)
     clip, backbone = load_backbone(request.model, request.pretrained, device=device)
     task = Task(
@@ -208,24 +204,55 @@ def _prepare(request: Request) -> _Job:
         class_names=dataset.class_names,
         preprocessing=preprocessing,
         seed=request.seed,
+        class_chunk=request.class_chunk,
     )
     method = entry.method(config, task)
     for other in others.values():
         check_servable(method.prompted, method.prompts(), other.class_names)
+    new, unserved = _new_classes(whole, request, method)
     return _Job(
         request=request,
         dataset=dataset,
         train_samples=train_samples,
         test_samples=test_samples,
-        others=others,
+        others={**new, **others},
+        notes=(*_about_images(request, method, training), *unserved),
         backbone=backbone,
         preprocessing=preprocessing,
         config=config,
         training=training,
         device=device,
-        precision=request.precision or _precision(device),
+        precision=request.precision or default_precision(device),
         method=method,
     )
+
+
+def _about_images(request: Request, method: Method, training: Training) -> list[str]:
+    """What is to be known of a cache of features. Raises TrainingError where there can be none."""
+    if method.learns_image and request.cache_features:
+        raise TrainingError(
+            f"--cache-features: {request.method} learns prompts in the image tower, whose features "
+            "change with every step. Leave it out; --no-augment leaves out the random crops alone"
+        )
+    if not training.epochs or method.learns_image or (request.random_views and not request.views):
+        return []
+    seen = f"{request.views} random views" if request.views else "one view, as served and uncropped"
+    return [f"image features were computed once and cached: {seen} of each image"]
+
+
+def _new_classes(
+    whole: Dataset, request: Request, method: Method
+) -> tuple[dict[str, Dataset], list[str]]:
+    """The classes that a run on the base classes is also measured on, or why it cannot be."""
+    if request.subset != "base" or not {"test", "all"} & whole.splits.keys():
+        return {}, []
+    new = subset(whole, "new")
+    try:
+        check_servable(method.prompted, method.prompts(), new.class_names)
+    except ClassListError as error:
+        return {}, [f"new classes were not measured: {error}"]
+    check_readable(new.split("test"))
+    return {"new": new}, []
 
 
 def _training(config: Config, request: Request) -> Training:
@@ -252,13 +279,14 @@ def _training(config: Config, request: Request) -> Training:
 
 def _other_data(request: Request, config: Config) -> dict[str, Dataset]:
     """The data of --evaluate by the names under which accuracies are told."""
-    reserved = {TEST, ENSEMBLE, *getattr(config, "templates", ())}
+    own = {own_metric(request.subset), ENSEMBLE, *getattr(config, "templates", ())}
+    own |= {"new", HARMONIC_MEAN} if request.subset == "base" else set()
     others: dict[str, Dataset] = {}
-    for source in request.evaluate:
-        name = source.resolve().name
-        if name in reserved or name in others:
+    for source in dict.fromkeys(path.resolve() for path in request.evaluate):
+        name = metric_name(source, taken=own | others.keys())
+        if name in others:
             raise TrainingError(
-                f"--evaluate {source} would be told as {name!r}, which is taken. Rename it"
+                f"--evaluate {source} would be told as {name!r}, which is taken. Rename its folder"
             )
         others[name] = load_dataset(source)
         check_readable(others[name].split("test"))
@@ -286,25 +314,6 @@ def _samples(
     return drawn, ()
 
 
-def _device(asked: str) -> torch.device:
-    if asked == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(asked)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise TrainingError(
-            f"device {asked!r} cannot be used ({str(error).splitlines()[0]}); try cpu"
-        ) from error
-    return device
-
-
-def _precision(device: torch.device) -> Precision:
-    if device.type != "cuda":
-        return "fp32"
-    return "bf16" if torch.cuda.is_bf16_supported() else "fp16"
-
-
 def _digest(class_names: Sequence[str], samples: Sequence[Sample]) -> str:
     """A fingerprint of the training data that does not depend on where it lies."""
     digest = hashlib.sha256(repr(class_names).encode())
@@ -315,7 +324,7 @@ def _digest(class_names: Sequence[str], samples: Sequence[Sample]) -> str:
 
 
 def _finished(run: Run, job: _Job) -> Outcome:
-    """A run that was complete already, measured on what is asked for now.
+    """A run that is complete already, measured on what is asked for now.
 
     Raises TrainingError if it was another one.
     """
@@ -324,9 +333,9 @@ def _finished(run: Run, job: _Job) -> Outcome:
     run.check_options(provenance.get("options", {}), job.options)
     log = run.load(job.options)[0].log if run.started else ()
     metrics = msgspec.convert(provenance["metrics"], dict[str, Accuracy])
-    if job.others:
+    if run.writes and job.others:
         _add_metrics(run, job, checkpoint, metrics)
-    return Outcome(path=run.checkpoint, checkpoint=checkpoint, log=log, metrics=metrics)
+    return _outcome(run, job, checkpoint, log, metrics)
 
 
 @torch.no_grad()
@@ -347,23 +356,35 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
         },
     )
     _add_metrics(run, job, checkpoint, metrics)
-    return Outcome(path=run.checkpoint, checkpoint=checkpoint, log=log, metrics=metrics)
+    return _outcome(run, job, checkpoint, log, metrics)
+
+
+def _outcome(
+    run: Run,
+    job: _Job,
+    checkpoint: PromptCheckpoint,
+    log: tuple[Epoch, ...],
+    metrics: Mapping[str, Accuracy],
+) -> Outcome:
+    return Outcome(
+        path=run.checkpoint, checkpoint=checkpoint, log=log, metrics=metrics, notes=job.notes
+    )
 
 
 def _test_metrics(job: _Job, prompts: Prompts) -> dict[str, Accuracy]:
     """Accuracy on the test split; of several zero-shot sentences also that of each alone."""
-    prompted = job.method.prompted
+    prompted, own = job.method.prompted, own_metric(job.request.subset)
     if not job.test_samples:
         return {}
     if prompts or len(prompted.templates) == 1:
-        return {TEST: accuracy(prompted, prompts, job.test_samples)}
+        return {own: accuracy(prompted, prompts, job.test_samples)}
     accuracies = zero_shot_accuracies(
         prompted.clip,
         job.dataset,
         templates=prompted.templates,
         preprocessing=job.preprocessing,
     )
-    return {TEST: accuracies[ENSEMBLE], **accuracies}
+    return {own: accuracies[ENSEMBLE], **accuracies}
 
 
 def _add_metrics(
@@ -372,7 +393,9 @@ def _add_metrics(
     """Measure the other data and write the checkpoint with all accuracies."""
     for name, dataset in job.others.items():
         metrics[name] = evaluate(checkpoint, dataset, clip=job.method.prompted.clip)
-    checkpoint.header.provenance["metrics"] = msgspec.to_builtins(metrics)
+    provenance = checkpoint.header.provenance
+    provenance["metrics"] = msgspec.to_builtins(metrics)
+    provenance[HARMONIC_MEAN] = harmonic_mean(metrics)
     checkpoint.save(run.checkpoint)
 
 

@@ -85,7 +85,7 @@ def _zero_shot(data: Path, new: Path, output: Path) -> tuple[float, float]:
     }
     for name, top1 in accuracies.items():
         print(f"  {top1:6.1%}  {name}")
-    return max(accuracies.values()), metrics[new.name]["top1"]
+    return max(accuracies.values()), metrics["new"]["top1"]
 
 
 def _coop(

@@ -16,6 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.data import Sample
 from vlp_deploy.structures import Structure
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
@@ -50,6 +52,8 @@ class Task:
     preprocessing: Preprocessing
     seed: int
     class_chunk: int | None = None  # text rows at once; 0 = all, None = what fits
+    stage1: PromptCheckpoint | None = None  # a tuned prompt of the same CLIP to go on from
+    validation: tuple[Sample, ...] = ()  # images to choose settings by, not trained on
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,6 +145,10 @@ class Method(nn.Module):
         What it changes is in the checkpoint only: when a run is resumed that had finished its
         epochs, it is called again.
         """
+
+    def provenance(self) -> dict[str, Any]:
+        """What the checkpoint should tell of how it was made, after `finish`, as JSON values."""
+        return {}
 
 
 def check_templates(templates: Sequence[str]) -> None:

@@ -1,0 +1,89 @@
+"""Text rows to features in chunks, so that memory does not grow with the number of classes.
+
+Training keeps what every layer computed for every token until the backward pass. In chunks it keeps
+the rows' features alone, and computes a chunk again when its gradients are due: half as much work
+more, for the memory of one chunk (Chen et al., arXiv:1604.06174). The towers draw no random
+numbers, so the second pass repeats the first, and gradients are equal up to rounding.
+
+Legend: N text rows, L tokens, D joint width, J prompted layers, m prompt tokens, d width.
+"""
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from vlp_deploy.architecture import TextTower
+from vlp_train.clip import shared_prefix
+
+KEPT_BYTES = 2 << 30  # of activations; beyond it rows are encoded in chunks
+CHUNK_BYTES = 256 << 20  # of one chunk's activations: products stay large, memory small
+
+Encode = Callable[[Tensor, Tensor, Tensor | None, Tensor | None], Tensor]
+
+
+def encode_in_chunks(
+    encode: Encode,
+    ids: Tensor,
+    eot: Tensor,
+    slots: Tensor | None,
+    prompts: Tensor | None,
+    *,
+    count: int,
+) -> Tensor:
+    """What `encode` makes of token rows (N, L), (N, D), by `count` rows at a time; 0 = all at once.
+
+    The other arguments are those of `Clip.encode_text`. Rows of equal length go together.
+    """
+    if not 0 < count < len(ids):
+        return encode(ids, eot, slots, prompts)
+    own = prompts is not None and prompts.ndim == 4  # (J, N, m, d): each row has prompts of its own
+
+    def chunk(rows: Tensor) -> Tensor:
+        return encode(
+            ids[rows],
+            eot[rows],
+            None if slots is None else slots[rows],
+            prompts[:, rows] if own and prompts is not None else prompts,
+        )
+
+    def chunk_again(rows: Tensor) -> Tensor:
+        features: Tensor = checkpoint(chunk, rows, use_reentrant=False, preserve_rng_state=False)
+        return features
+
+    order = eot.argsort(stable=True)
+    encode_rows = chunk_again if torch.is_grad_enabled() else chunk
+    return torch.cat([encode_rows(rows) for rows in order.split(count)])[order.argsort()]
+
+
+def fitting_rows(
+    tower: TextTower,
+    ids: Tensor,
+    eot: Tensor,
+    slots: Tensor | None,
+    prompts: Tensor | None,
+    *,
+    plain: bool,
+) -> int:
+    """How many rows to encode at once: 0, which is all of them, where KEPT_BYTES are enough."""
+    if plain:
+        tokens, length = ids.numel(), float(ids.shape[1])
+    else:
+        shared = shared_prefix(ids, eot, slots, prompts)
+        tokens = shared + int((eot + 1 - shared).sum())
+        length = float(eot.float().mean()) + 1
+    needed = kept_bytes(tower, tokens=tokens, length=length)
+    return 0 if needed <= KEPT_BYTES else max(1, int(len(ids) * CHUNK_BYTES / needed))
+
+
+def kept_bytes(tower: TextTower, *, tokens: int, length: float) -> float:
+    """What a backward pass needs of `tokens` tokens, in rows of `length` tokens, in float32.
+
+    In every layer a token leaves 14 numbers for each of the tower's widths d: the inputs of two
+    normalisations, query, keys, values and a scaled query, and 2 · 4 d in the perceptron; and two
+    attention weights a head for every token of its row. The weights are frozen, so that linear
+    layers keep nothing.
+    """
+    numbers = 14 * tower.width + 2 * tower.heads * length
+    return 4 * tower.layers * tokens * numbers
