@@ -15,7 +15,8 @@ from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.cli import run
 from vlp_train.backbones import load_backbone
 from vlp_train.forward import prompted_clip
-from vlp_train.importing.pictures import drawn_pictures, pictures_of
+from vlp_train.importing.pictures import drawn_pictures, samples_of
+from vlp_train.reference import reference_pixels
 
 
 def command(path: Path, model: ModelFiles, *more: str) -> list[str]:
@@ -133,7 +134,7 @@ def test_images_of_the_user_are_compared_on(
     assert run(command(path, tiny_model, "--images", str(toy_data))) == 0
 
     saved = PromptCheckpoint.load(tmp_path / "prompt.safetensors")
-    expected = pictures_of(toy_data, Preprocessing(image_size=16))
+    expected = reference_pixels(samples_of(toy_data), Preprocessing(image_size=16))
     np.testing.assert_array_equal(saved.tensors["reference.pixels"], expected)
     assert run(command(path, tiny_model, "--force", "--images", str(tmp_path / "run"))) == 1
 
@@ -148,3 +149,20 @@ def test_drawn_pictures_differ_and_use_the_range(size: int) -> None:
     np.testing.assert_array_equal(pictures, drawn_pictures(size))
     steps = np.abs(np.diff(pictures.astype(int), axis=3)).max()
     assert steps <= 256 * 5 // (size - 1) + 2  # smooth
+
+
+def test_context_of_dcp_can_be_frozen_at_once(
+    weights: Weights,
+    tiny_model: ModelFiles,
+    tiny_config: ClipConfig,
+    toy_data: Path,
+    tmp_path: Path,
+) -> None:
+    path = run_folder(tmp_path / "run", official.cmpa(weights, tiny_config))
+
+    assert run(command(path, tiny_model, "-O", "context=frozen", "--images", str(toy_data))) == 0
+
+    tensors = PromptCheckpoint.load(tmp_path / "prompt.safetensors").tensors
+    assert tensors["visual.prompts"].shape == (3, 4, 32)
+    assert tensors["reference.per_sample_logits"].shape == (8, 4)
+    assert (tensors["reference.logits"] != tensors["reference.per_sample_logits"]).any()

@@ -122,10 +122,12 @@ def _fixed_words(classes: Sequence[Tokens], learned: int, names: Sequence[str]) 
     tokenizer = Tokenizer.default()
     if not classes:
         return tokenizer.encode(OFFICIAL_WORDS)[learned:]
+    common = _common_start([tokens[:-2] for tokens in classes])
     if names:
         name = tokenizer.encode(names[0].replace("_", " ") + FULL_STOP)
-        return list(classes[0][: max(0, len(classes[0]) - len(name))])
-    common = _common_start([tokens[:-2] for tokens in classes])
+        before = list(classes[0][: max(0, len(classes[0]) - len(name))])
+        if common[: len(before)] == before:
+            return before
     official = tokenizer.encode(OFFICIAL_WORDS)[learned:]
     if common[: len(official)] == official:
         return official

@@ -65,7 +65,10 @@ def import_checkpoint(
     ] = None,
     images: Annotated[
         Path | None,
-        typer.Option(help="Folder of images that exports are compared on. Default: drawn ones."),
+        typer.Option(
+            help="Folder of images that exports are compared on, and that DCP's context=frozen is "
+            "made of. Default: drawn ones to compare on."
+        ),
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace the output.")] = False,
 ) -> None:

@@ -29,10 +29,10 @@ def find_files(path: Path, *, epoch: str = "", without: Path | None = None) -> t
     Raises CheckpointError where there is nothing, or more than one run.
     """
     if path.is_file():
-        if epoch and _epoch_of(path) != epoch:
+        if epoch and epoch_name(path) != epoch:
             raise CheckpointError(f"-O epoch={epoch} names another file than {path}: leave one out")
         siblings = _siblings(path.parent)
-        return (path, *(_choose(folder, _epoch_of(path)) for folder in siblings))
+        return (path, *(_choose(folder, epoch_name(path)) for folder in siblings))
     if not path.is_dir():
         raise CheckpointError(f"there is no file or folder {path}")
     folders = _model_folders(path, without)
@@ -48,7 +48,7 @@ def find_files(path: Path, *, epoch: str = "", without: Path | None = None) -> t
 def _model_folders(path: Path, without: Path | None) -> list[Path]:
     """All folders at or under `path` that hold checkpoints."""
     excluded = without.resolve() if without else None
-    found = {file.parent for file in path.rglob("model*.pth.tar*") if _epoch_of(file)}
+    found = {file.parent for file in path.rglob("model*.pth.tar*") if epoch_name(file)}
     return sorted(
         folder for folder in found if excluded is None or not _is_within(folder.resolve(), excluded)
     )
@@ -88,10 +88,11 @@ def _may_be_part(folder: Path) -> bool:
 def _saved(folder: Path) -> Mapping[str, Path]:
     """Epoch (or `best`) → file."""
     files = folder.iterdir() if folder.is_dir() else ()
-    return {name: file for file in files if file.is_file() and (name := _epoch_of(file))}
+    return {name: file for file in files if file.is_file() and (name := epoch_name(file))}
 
 
-def _epoch_of(file: Path) -> str:
+def epoch_name(file: Path) -> str:
+    """What `-O epoch=` calls a file: its number, `best`, or nothing if it was renamed."""
     if match := MODEL_FILE.fullmatch(file.name):
         return match[1]
     return "best" if file.name == BEST else ""

@@ -1,4 +1,4 @@
-"""Eight pictures to compare an export by, where no images are given: smooth, coloured, seeded.
+"""The images of `--images`, or eight pictures to compare an export by: coloured, smooth, seeded.
 
 The draws are integers of a raw PCG64 stream, so that every machine makes the same bytes.
 
@@ -10,12 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Preprocessing
 from vlp_deploy.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.data import Sample
 from vlp_deploy.errors import DataError
 from vlp_deploy.images import IMAGE_SUFFIXES
-from vlp_train.reference import reference_pixels
 
 SEED = 2024
 GRID = 6  # coloured points a side, blended between
@@ -38,9 +36,9 @@ def _enlarged(points: NDArray[np.int64], size: int) -> NDArray[np.int64]:
     return blend // last
 
 
-def pictures_of(folder: Path, preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Eight images spread over a folder, at any depth. Raises DataError if it holds none."""
+def samples_of(folder: Path) -> tuple[Sample, ...]:
+    """The images in a folder, at any depth, without classes. Raises DataError if it has none."""
     files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
         raise DataError(f"--images {folder} holds no images")
-    return reference_pixels([Sample(path, 0) for path in files], preprocessing)
+    return tuple(Sample(path, 0) for path in files)

@@ -72,7 +72,7 @@ QUESTIONS: Mapping[Kind, Mapping[str, Question]] = {
             "how prompt states of a batch became one", Literal["mean", "first", "max"], "mean"
         ),
         "context": Question(
-            "what stands in for the mean over a batch: per_sample, or batch with batch_size=",
+            "what stands in for the mean over a batch: per_sample, frozen (of --images) or batch",
             Literal["per_sample", "batch", "frozen"],
             "per_sample",
         ),

@@ -5,23 +5,26 @@ adds the answers of the un-folded forward pass, which every export is compared w
 """
 
 import platform
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from vlp_deploy import __version__
 from vlp_deploy.architecture import Backbone, ClipConfig, TextLayout
 from vlp_deploy.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Dual
+from vlp_deploy.structures import Coupled, Dual, Structure
 from vlp_deploy.weights import Floats
 from vlp_train.backbones import load_backbone, load_preprocessing
 from vlp_train.clip import Clip
+from vlp_train.coupled import CoupledClip
 from vlp_train.forward import prompted_clip
+from vlp_train.images import ImageSet
 from vlp_train.importing import plain, structured
 from vlp_train.importing.classes import (
     Sentence,
@@ -34,12 +37,15 @@ from vlp_train.importing.classes import (
 )
 from vlp_train.importing.converted import Converted
 from vlp_train.importing.detect import ORIGIN, Kind, Source, check_keys, detect
-from vlp_train.importing.layout import find_files
-from vlp_train.importing.pictures import drawn_pictures, pictures_of
+from vlp_train.importing.layout import epoch_name, find_files
+from vlp_train.importing.pictures import drawn_pictures, samples_of
 from vlp_train.importing.questions import EPOCH, STAGE1, Answers, answer
 from vlp_train.importing.reader import read_official
 from vlp_train.importing.same_clip import check_same_clip
-from vlp_train.reference import references
+from vlp_train.prompted import Prompts
+from vlp_train.reference import reference_pixels, references
+
+BATCH = 16
 
 Converter = Callable[[Source, ClipConfig, Answers], Converted]
 
@@ -109,6 +115,11 @@ def convert(request: ImportRequest) -> Conversion:
             f"the first stage {stage1.model.path} was trained for other classes than "
             f"{source.model.path}: it is another run's"
         )
+    if _wants_frozen(converted.structure) and not request.images:
+        raise CheckpointError(
+            "-O context=frozen takes the mean over images: give a folder with --images, or import "
+            "without it and give them to `vlp export --calibration DATA`"
+        )
     names, sentence, assumed = _names(request, converted, classes, backbone.config)
     assumptions += assumed
     return Conversion(
@@ -132,14 +143,27 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
     conversion = convert(request)
     header = conversion.header
     prompted = prompted_clip(header, conversion.clip, header.class_names)
+    prompts: Prompts = {name: torch.from_numpy(each) for name, each in conversion.tensors.items()}
+    samples = samples_of(request.images) if request.images else ()
+    if isinstance(prompted, CoupledClip) and _wants_frozen(header.structure):
+        images = ImageSet(samples, header.preprocessing)
+        prompts = {**prompts, **prompted.freeze(prompts, lambda: _pixels(images))}
     pixels = (
-        pictures_of(request.images, header.preprocessing)
-        if request.images
+        reference_pixels(samples, header.preprocessing)
+        if samples
         else drawn_pictures(header.preprocessing.image_size)
     )
-    prompts = {name: torch.from_numpy(value) for name, value in conversion.tensors.items()}
-    tensors = {**conversion.tensors, **references(prompted, prompts, pixels)}
+    tensors = {name: value.numpy() for name, value in prompts.items()}
+    tensors |= references(prompted, prompts, pixels)
     return PromptCheckpoint(header=header, tensors=tensors), conversion
+
+
+def _pixels(images: ImageSet) -> Iterator[Tensor]:
+    return (batch.pixels for batch in images.in_order(BATCH))
+
+
+def _wants_frozen(structure: Structure) -> bool:
+    return isinstance(structure, Coupled) and structure.context == "frozen"
 
 
 def _find(path: Path, options: Mapping[str, str]) -> Source:
@@ -174,7 +198,7 @@ def _check_epoch(source: Source, asked: str | None) -> list[str]:
         raise CheckpointError(
             f"{source.model.path} is of epoch {trained} of {planned}. PromptSRC averages its "
             "prompts over all epochs and only the last file holds the average. Import "
-            f"model.pth.tar-{planned}, or insist with -O epoch={asked or trained}"
+            f"model.pth.tar-{planned}, or insist with -O epoch={epoch_name(source.model.path)}"
         )
     return [f"un-averaged prompts of epoch {trained} of {planned} are wanted"]
 

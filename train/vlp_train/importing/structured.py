@@ -97,7 +97,7 @@ def _class_aware(file: OfficialFile, config: ClipConfig, *, plain: int) -> dict[
 
 def cmpa(source: Source, config: ClipConfig, answers: Answers) -> Converted:
     """DCP (arXiv:2305.17903). The released code never uses the text half of its module."""
-    file, layers = source.model, config.vision.layers
+    file, layers = source.model, min(config.vision.layers, config.text.layers)
     depth = min(answers["depth"], layers - 1)
     text = floats(file, "prompt_learner.prompts_text", (None, config.text.width))
     visual = floats(file, "prompt_learner.prompts_visual", (len(text), config.vision.width))
@@ -116,11 +116,6 @@ def cmpa(source: Source, config: ClipConfig, answers: Answers) -> Converted:
 
 def _coupled(depth: int, answers: Answers) -> Coupled:
     chosen, batch = answers["context"], answers["batch_size"]
-    if chosen == "frozen":
-        raise CheckpointError(
-            "-O context=frozen takes the mean over images, which an import has none of. Import "
-            "without it and give images to `vlp export --calibration DATA`"
-        )
     if (chosen == "batch") != bool(batch):
         raise CheckpointError(
             "-O context=batch needs -O batch_size=, the images a batch always has (official: 4 in "
