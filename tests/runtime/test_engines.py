@@ -14,6 +14,7 @@ from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.check import check_engine
 from vlp_deploy.engines.fake import FakeEngine
 from vlp_deploy.engines.onnx import OnnxEngine
+from vlp_deploy.engines.openvino import OpenVinoEngine
 from vlp_deploy.errors import EngineError, MissingExtraError
 
 SIZE, WIDTH, CLASSES = 32, 16, 4
@@ -93,6 +94,32 @@ def test_onnx_engine_keeps_the_contract(onnx_graph: Path) -> None:
     check_engine(OnnxEngine, onnx_graph, image_inputs(), items={"image"}, tolerance=1e-4)
 
 
+def test_openvino_engine_keeps_the_contract(onnx_graph: Path) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+
+    check_engine(OpenVinoEngine, onnx_graph, image_inputs(), items={"image"}, tolerance=1e-4)
+
+
+def test_openvino_gives_onnxruntimes_answers(onnx_graph: Path) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+    options = EngineOptions(threads=1)
+
+    answers = [
+        engine(onnx_graph, options).run(image_inputs()) for engine in (OnnxEngine, OpenVinoEngine)
+    ]
+
+    for name in ("embedding", "logits"):
+        # float32 sums in another order, of logits up to 10
+        np.testing.assert_allclose(answers[0][name], answers[1][name], rtol=0, atol=1e-4)
+
+
+def test_openvino_has_no_cuda(onnx_graph: Path) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+
+    with pytest.raises(EngineError, match="runs on the CPU"):
+        OpenVinoEngine(onnx_graph, EngineOptions(device="cuda"))
+
+
 class Broken(FakeEngine):
     """A fake engine with one fault, chosen by the subclass."""
 
@@ -165,7 +192,7 @@ def test_every_registered_engine_goes_by_its_name() -> None:
     ("name", "complaint"),
     [
         ("onx", "Did you mean 'onnx'"),
-        ("", "there is no engine ''. Available: auto, onnx, fake"),
+        ("", "there is no engine ''. Available: auto, onnx, openvino, fake"),
         *((name, f"'{name}' is not in this version. What works today") for name in PLANNED),
     ],
 )

@@ -10,9 +10,10 @@ from vlp_deploy.errors import EngineError
 # name -> where it lives; `auto` tries them in this order
 ENGINES = {
     "onnx": "vlp_deploy.engines.onnx:OnnxEngine",
+    "openvino": "vlp_deploy.engines.openvino:OpenVinoEngine",
     "fake": "vlp_deploy.engines.fake:FakeEngine",
 }
-PLANNED = ("openvino", "tensorrt", "tensorrt-rtx")
+PLANNED = ("tensorrt", "tensorrt-rtx")
 
 
 def engine_class(name: str) -> type[Engine]:

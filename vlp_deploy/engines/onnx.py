@@ -30,8 +30,7 @@ class OnnxEngine(Engine):
         super().__init__(graph, options)
         runtime = _onnxruntime()
         content = graph.read_bytes()
-        if EXTERNAL_DATA in content:
-            raise EngineError(f"{graph} keeps tensors in other files, which is refused")
+        refuse_external_data(graph, content)
         settings = runtime.SessionOptions()
         settings.log_severity_level = ERRORS_ONLY
         # Threads that spin while they wait take the processor from those that decode images: on two
@@ -69,6 +68,12 @@ class OnnxEngine(Engine):
     def close(self) -> None:
         super().close()
         self._session = None
+
+
+def refuse_external_data(graph: Path, content: bytes) -> None:
+    """Raise EngineError if an ONNX file refers to others."""
+    if EXTERNAL_DATA in content:
+        raise EngineError(f"{graph} keeps tensors in other files, which is refused")
 
 
 def _onnxruntime() -> ModuleType:
