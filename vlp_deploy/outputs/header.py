@@ -78,7 +78,7 @@ def write_header(output: Path, header: RunHeader) -> None:
 
 def differences(stored: RunHeader, now: RunHeader) -> list[str]:
     """What differs between two runs, in words; empty if one may continue the other."""
-    then, this = msgspec.to_builtins(stored), msgspec.to_builtins(now)
+    then, this = (msgspec.json.decode(msgspec.json.encode(header)) for header in (stored, now))
     found = []
     for name in this:
         if name == "decoding":

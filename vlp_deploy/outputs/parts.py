@@ -13,7 +13,7 @@ from typing import Any
 
 from vlp_deploy.answers import Answer
 from vlp_deploy.errors import DataError, MissingExtraError
-from vlp_deploy.files import atomic_file, sweep_temporaries
+from vlp_deploy.files import TEMPORARY_SUFFIX, atomic_file, sweep_temporaries
 from vlp_deploy.outputs.base import Output
 from vlp_deploy.outputs.lock import lock
 from vlp_deploy.results import Row, record, row_of
@@ -108,10 +108,10 @@ class PartsFolder(Output):
 
     def _sweep(self) -> None:
         """Delete what killed writers left."""
-        for number in range(len(self._parts()) + 1):
-            sweep_temporaries(self._part(number))
-        odd = sorted({entry.name for entry in self._path.iterdir()} - set(_names(self._parts())))
-        if odd:
+        for leftover in self._path.glob(f".part-*{TEMPORARY_SUFFIX}"):
+            sweep_temporaries(self._path / leftover.name.split(".")[1])
+        parts = {part.name for part in self._parts()}
+        if odd := sorted(set(os.listdir(self._path)) - parts):
             raise DataError(
                 f"{self._path} holds other files ({', '.join(odd[:3])}). Name a new folder"
             )
@@ -143,10 +143,6 @@ class AnswerParts(PartsFolder):
             columns = ["path", "path_b64", "error"]
             for found in self._arrow.parquet.read_table(part, columns=columns).to_pylist():
                 yield row_of(found["path"], found["path_b64"], found["error"])
-
-
-def _names(paths: list[Path]) -> list[str]:
-    return [path.name for path in paths]
 
 
 def _pyarrow() -> ModuleType:
