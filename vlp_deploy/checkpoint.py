@@ -17,14 +17,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
 from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout, VisualLayout
+from vlp_deploy.dual import BACKBONE, NEW_LOGITS, PARALLEL
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.files import write_atomic
-from vlp_deploy.structures import Plain, Structure
+from vlp_deploy.structures import Dual, Plain, Structure
 
 SCHEMA_VERSION = 1
 RUN_FILE = "prompt.safetensors"  # the checkpoint's name inside a training run's folder
 RESUME_FILE = "resume.safetensors"  # beside it, or instead of it while the run is unfinished
 REFERENCE_IMAGES = 8
+
+Shape = tuple[int | None, ...]
 
 
 class Header(Record, frozen=True, kw_only=True):
@@ -121,13 +124,15 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
     text_tokens, visual_tokens = header.text_layout.tokens, header.visual_layout.tokens
     size, classes = header.preprocessing.image_size, len(header.class_names)
     # None stands for "any number of prompted layers"
-    expected: dict[str, tuple[int | None, ...]] = {
+    expected: dict[str, Shape] = {
         "text.prompts": (None, text_tokens, config.text.width),
         "text.class_prompts": (classes, text_tokens, config.text.width),
         "visual.prompts": (None, visual_tokens, config.vision.width),
         "reference.pixels": (REFERENCE_IMAGES, 3, size, size),
         "reference.logits": (REFERENCE_IMAGES, classes),
     }
+    if isinstance(header.structure, Dual):
+        expected |= _dual_shapes(expected, tensors)
     for name, shape in expected.items():
         if name in tensors:
             _check_tensor(name, tensors[name], shape)
@@ -136,6 +141,25 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
             raise CheckpointError(
                 f"prompt checkpoint: {name} is missing; it proves the export right"
             )
+
+
+def _dual_shapes(
+    plain: Mapping[str, Shape], tensors: Mapping[str, NDArray[Any]]
+) -> dict[str, Shape]:
+    """Of DPC's tensors: two prompts of the same shape, and a reference for each."""
+    shapes = {NEW_LOGITS: plain["reference.logits"]}
+    for name in ("text.prompts", "visual.prompts"):
+        if f"{BACKBONE}{name}" in tensors:
+            layers = tensors[f"{BACKBONE}{name}"].shape[:1]
+            shape = (*layers, *plain[name][1:])
+            shapes |= {f"{BACKBONE}{name}": shape, f"{PARALLEL}{name}": shape}
+    missing = [name for name in shapes if name not in tensors]
+    if missing or len(shapes) == 1:
+        raise CheckpointError(
+            f"prompt checkpoint: {', '.join(missing) or BACKBONE} is missing; DPC has a backbone's "
+            "prompt, a parallel one of the same shape, and a reference for each"
+        )
+    return shapes
 
 
 def _check_tensor(name: str, tensor: NDArray[Any], shape: tuple[int | None, ...]) -> None:

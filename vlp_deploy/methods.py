@@ -72,4 +72,12 @@ METHODS = {
         export="as ivlp; the last tokens travel on: on ViT-B/16 0.65 % more arithmetic",
         new_classes=True,
     ),
+    "dpc": Method(
+        paper="DPC, arXiv:2503.13443",
+        learns="on base classes, a second prompt beside the tuned one of coop, ivlp, maple or "
+        "promptsrc",
+        export="mixture baked for base classes, first prompt for new ones; visual prompts make "
+        "two image graphs, of which one runs",
+        new_classes=True,
+    ),
 }

@@ -2,6 +2,7 @@
 
 import shlex
 import sys
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import Field, fields
@@ -9,29 +10,50 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any, Literal, get_args, get_origin
 
+import msgspec
 import typer
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlp_deploy import embedded
+from vlp_deploy.data import Subset
 from vlp_deploy.errors import TrainingError
-from vlp_train.fit import Precision, Report, Step
+from vlp_train.devices import Precision
+from vlp_train.fit import Report, Step
 from vlp_train.methods import METHODS
-from vlp_train.training import Outcome, Request
+from vlp_train.parallel import StoppedElsewhereError, place
+from vlp_train.request import Request
+from vlp_train.schedule import Schedule
+from vlp_train.training import Outcome
 from vlp_train.training import train as run_training
 
 TEMPLATES = "templates"  # the option behind --template
-METHOD_HELP = "; ".join(f"{name}: learns {entry.summary}" for name, entry in METHODS.items())
+HELP_WIDTH = 76
+
+DATA, MODEL = "Data", "Model"
+SCHEDULE, IMAGES, MEMORY = "Schedule", "Images", "Memory and precision"
 
 
 def option_help() -> str:
-    """Every method's options with their defaults, read off its configuration."""
+    """Every method: what it learns, and its options with defaults, off its configuration."""
     lines = []
     for name, entry in METHODS.items():
         options = [field for field in fields(entry.config) if field.name != TEMPLATES]  # type: ignore[arg-type]
+        lines += _wrapped(f"{name:<14}{entry.summary}", indent=14)
         if options:
-            lines.append(f"{name}: {', '.join(map(_option, options))}")
-    return "; ".join(lines)
+            lines += _wrapped(" " * 14 + "-O " + ", ".join(map(_option, options)), indent=17)
+    return "\n".join(lines)
+
+
+def _wrapped(text: str, *, indent: int) -> list[str]:
+    return textwrap.wrap(
+        text,
+        HELP_WIDTH,
+        subsequent_indent=" " * indent,
+        drop_whitespace=True,
+        break_on_hyphens=False,
+        break_long_words=False,
+    )
 
 
 def _option(field: Field[Any]) -> str:
@@ -39,7 +61,11 @@ def _option(field: Field[Any]) -> str:
     if get_origin(field.type) is Literal:
         return f"{field.name}={'|'.join(get_args(field.type))}"
     given = "" if field.default in (None, "") else f"={str(field.default).lower()}"
-    return f"{field.name}{given}"
+    return shlex.quote(f"{field.name}{given}") if " " in given else f"{field.name}{given}"
+
+
+# \b keeps lines as they are
+EPILOG = f"\b\nMethods, what they learn, and their options:\n{option_help()}"
 
 
 class PrecisionName(StrEnum):
@@ -51,12 +77,19 @@ class PrecisionName(StrEnum):
     fp16 = "fp16"
 
 
-PRECISIONS: dict[PrecisionName, Precision | None] = {
-    PrecisionName.auto: None,
-    PrecisionName.fp32: "fp32",
-    PrecisionName.bf16: "bf16",
-    PrecisionName.fp16: "fp16",
-}
+class SubsetName(StrEnum):
+    """What `--subset` takes."""
+
+    all = "all"
+    base = "base"
+    new = "new"
+
+
+class ScheduleName(StrEnum):
+    """What `--schedule` takes."""
+
+    cosine = "cosine"
+    constant = "constant"
 
 
 def train(
@@ -71,15 +104,17 @@ def train(
         Path,
         typer.Option(help="The run's folder: prompt.safetensors, resume.safetensors, log.jsonl."),
     ],
-    method: Annotated[str, typer.Option(help=METHOD_HELP + ".")] = "coop",
+    method: Annotated[
+        str, typer.Option(help="What is learned, and how; all methods are listed below.")
+    ] = "coop",
     option: Annotated[
         list[str] | None,
         typer.Option(
             "-O",
             "--option",
             metavar="NAME=VALUE",
-            help="A hyper-parameter of the method, repeatable, such as -O context_tokens=4. "
-            f"{option_help()}.",
+            help="A hyper-parameter of the method, repeatable, such as -O context_tokens=4; listed "
+            "below.",
         ),
     ] = None,
     template: Annotated[
@@ -89,77 +124,173 @@ def train(
             "(zeroshot, vpt). Repeat it to average several."
         ),
     ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            help="vlp-tiny (embedded), an open_clip name such as ViT-B-16-quickgelu, or an "
-            "open_clip .json configuration."
-        ),
-    ] = "vlp-tiny",
-    pretrained: Annotated[
-        str | None,
-        typer.Option(help="Its weights: an open_clip tag such as openai, or a local file."),
-    ] = None,
-    shots: Annotated[
-        int | None,
-        typer.Option(help="Training images a class, drawn with --seed. Default: all of them."),
-    ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Decides the shots, the initial prompts, order and crops.")
-    ] = 1,
-    epochs: Annotated[
-        int | None, typer.Option(help="Default: the method's own, by the number of shots.")
-    ] = None,
-    learning_rate: Annotated[
-        float | None, typer.Option(help="Peak of the cosine. Default: the method's own.")
-    ] = None,
-    batch_size: Annotated[
-        int | None, typer.Option(help="Images a step. Default: the method's own.")
-    ] = None,
-    warmup_epochs: Annotated[
-        int | None,
-        typer.Option(
-            help="Epochs at a rate of 1e-5 before the cosine. Default: 1, or 0 of one epoch."
-        ),
-    ] = None,
-    augment: Annotated[
-        bool,
-        typer.Option(
-            help="Random crops. Without them the features of a frozen image tower are computed "
-            "once, which is much faster."
-        ),
-    ] = True,
-    flip: Annotated[bool, typer.Option(help="Mirror half of the crops.")] = True,
-    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    precision: Annotated[
-        PrecisionName,
-        typer.Option(help="Of matrix products. auto: fp32 on a CPU, half precision on CUDA."),
-    ] = PrecisionName.auto,
-    image_root: Annotated[
-        Path | None, typer.Option(help="Where the paths of a list start. Default: its folder.")
-    ] = None,
-    classnames: Annotated[
-        Path | None,
-        typer.Option(help="File with a class name for every folder name (n01440764 tench)."),
-    ] = None,
-    evaluate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            help="More data to measure the trained prompt on, repeatable; its classes may be new. "
-            "With --resume also where the run is finished."
-        ),
-    ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with an interrupted run, or start it.")
     ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Delete a run that is in the way.")
     ] = False,
+    subset: Annotated[
+        SubsetName,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="Classes to train on. base: the first half by label, rounded up; the accuracy on "
+            "it, on the new half and their harmonic mean are told. new: the other half.",
+        ),
+    ] = SubsetName.all,
+    shots: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="Training images a class, drawn with --seed. Default: all of them.",
+        ),
+    ] = None,
+    seed: Annotated[
+        int,
+        typer.Option(
+            rich_help_panel=DATA, help="Decides the shots, the initial prompts, order and crops."
+        ),
+    ] = 1,
+    evaluate: Annotated[
+        list[Path] | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="More data to measure the trained prompt on, repeatable; its classes may be new. "
+            "With --resume also where the run is finished.",
+        ),
+    ] = None,
+    image_root: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=DATA, help="Where the paths of a list start. Default: its folder."
+        ),
+    ] = None,
+    classnames: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=DATA,
+            help="File with a class name for every folder name (n01440764 tench).",
+        ),
+    ] = None,
+    model: Annotated[
+        str,
+        typer.Option(
+            rich_help_panel=MODEL,
+            help="vlp-tiny (embedded), an open_clip name such as ViT-B-16-quickgelu, or an "
+            "open_clip .json configuration.",
+        ),
+    ] = "vlp-tiny",
+    pretrained: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=MODEL,
+            help="Its weights: an open_clip tag such as openai, or a local file.",
+        ),
+    ] = None,
+    epochs: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=SCHEDULE, help="Default: the method's own, by the number of shots."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=SCHEDULE,
+            help="Images a forward pass, over all processes. Default: the method's own.",
+        ),
+    ] = None,
+    accumulate: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=SCHEDULE,
+            help="Batches whose gradients make one step: what N times the batch size does, in the "
+            "memory of one. Losses that couple the images of a batch (dcp, dpc) still see one "
+            "batch at a time. Default: 1.",
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=SCHEDULE, help="At its peak. Default: the method's own."),
+    ] = None,
+    schedule: Annotated[
+        ScheduleName | None,
+        typer.Option(
+            rich_help_panel=SCHEDULE,
+            help="How the rate goes on after the warm-up, epoch by epoch. Default: the method's "
+            "own, which is cosine.",
+        ),
+    ] = None,
+    warmup_epochs: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=SCHEDULE,
+            help="Epochs at a rate of 1e-5 before the peak. Default: 1, or 0 of one epoch.",
+        ),
+    ] = None,
+    momentum: Annotated[
+        float | None, typer.Option(rich_help_panel=SCHEDULE, help="Of SGD. Default: 0.9.")
+    ] = None,
+    weight_decay: Annotated[
+        float | None,
+        typer.Option(rich_help_panel=SCHEDULE, help="Pulls prompts to zero. Default: 5e-4."),
+    ] = None,
+    augment: Annotated[
+        bool,
+        typer.Option(
+            rich_help_panel=IMAGES,
+            help="Random crops. Without them every epoch sees the images as they are served, and "
+            "the features of a frozen image tower are computed once, which is much faster.",
+        ),
+    ] = True,
+    flip: Annotated[
+        bool, typer.Option(rich_help_panel=IMAGES, help="Mirror half of the crops.")
+    ] = True,
+    cache_features: Annotated[
+        bool,
+        typer.Option(
+            "--cache-features",
+            rich_help_panel=IMAGES,
+            help="Run the image tower over the images once, not in every epoch. It changes what is "
+            "learned: no random crops, unless --views caches some. For methods that leave the "
+            "image tower alone.",
+        ),
+    ] = False,
+    views: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=IMAGES,
+            help="With --cache-features: cache N random crops of every image, taken in turn, one "
+            "an epoch.",
+        ),
+    ] = None,
+    class_chunk: Annotated[
+        int | None,
+        typer.Option(
+            rich_help_panel=MEMORY,
+            help="Class prompts in the text tower at once; computed again for the backward pass, "
+            "which takes half as long again and the memory of one chunk. 0: all. Default: all, or "
+            "what fits where they would take more than 2 GiB.",
+        ),
+    ] = None,
+    device: Annotated[
+        str, typer.Option(rich_help_panel=MEMORY, help="auto, cpu or cuda.")
+    ] = "auto",
+    precision: Annotated[
+        PrecisionName,
+        typer.Option(
+            rich_help_panel=MEMORY,
+            help="Of matrix products. auto: fp32 on a CPU, half precision on CUDA.",
+        ),
+    ] = PrecisionName.auto,
 ) -> None:
     """Tune a prompt on labelled images.
 
     A run that was interrupted, even by kill -9, goes on with the same command and --resume, and on
     a CPU with the same number of threads it ends in the same bits.
+
+    In several processes: torchrun --nproc-per-node N -m vlp_deploy train … takes the same steps as
+    one process; each works on its share of every batch, on a GPU of its own where there are any.
     """
     request = Request(
         data=data,
@@ -170,28 +301,42 @@ def train(
         pretrained=pretrained,
         image_root=image_root,
         classnames=classnames,
+        subset=msgspec.convert(subset.value, Subset),
         shots=shots,
         seed=seed,
         epochs=epochs,
         learning_rate=learning_rate,
-        batch_size=batch_size,
+        schedule=None if schedule is None else msgspec.convert(schedule.value, Schedule),
         warmup_epochs=warmup_epochs,
+        momentum=momentum,
+        weight_decay=weight_decay,
+        batch_size=batch_size,
+        accumulate=accumulate,
         augment=augment,
         flip=flip,
+        cache_features=cache_features,
+        views=views,
+        class_chunk=class_chunk,
         device=device,
-        precision=PRECISIONS[precision],
+        precision=None if precision == "auto" else msgspec.convert(precision.value, Precision),
         evaluate=tuple(evaluate or ()),
         resume=resume,
         force=force,
     )
+    rank, processes, _ = place()
     try:
         with progress_bar() as report:
             outcome = run_training(request, report)
+    except StoppedElsewhereError:  # that process says why
+        raise typer.Exit(code=1) from None
     except KeyboardInterrupt:
-        print(f"vlp: to go on: vlp {_resuming(sys.argv[1:])}", file=sys.stderr)
+        if rank == 0:
+            program = _program(processes)
+            print(f"vlp: to go on: {program} {_resuming(sys.argv[1:])}", file=sys.stderr)
         raise
-    for line in summary(outcome):
-        print(line)
+    if rank == 0:
+        for line in summary(outcome):
+            print(line)
 
 
 def parse_options(assignments: list[str], templates: list[str]) -> dict[str, str | tuple[str, ...]]:
@@ -249,13 +394,23 @@ def summary(outcome: Outcome) -> list[str]:
         lines.append(
             f"epoch {last.epoch}: training loss {last.loss:.3f}, accuracy {last.accuracy:.1%}"
         )
+    lines += outcome.notes
     lines += [
         f"{name}: {accuracy.top1:.2%} of {accuracy.images} images right, {accuracy.classes} classes"
         for name, accuracy in outcome.metrics.items()
     ]
+    if outcome.harmonic_mean is not None:
+        lines.append(f"harmonic mean of base and new: {outcome.harmonic_mean:.2%}")
     lines.append(f"written: {outcome.path}")
     lines.append(f"next:    vlp export {folder} --engine onnx --output {folder}-bundle")
     return lines
+
+
+def _program(processes: int) -> str:
+    """What was started, as far as this process knows."""
+    if processes == 1:
+        return "vlp"
+    return f"torchrun --nproc-per-node {processes} -m vlp_deploy"
 
 
 def _resuming(arguments: list[str]) -> str:

@@ -34,6 +34,7 @@ class Request:
     pretrained: str | None = None
     image_root: Path | None = None
     classnames: Path | None = None
+    stage1: Path | None = None  # the run or checkpoint that a second stage goes on from
     subset: Subset = "all"  # of the classes, to train on
     shots: int | None = None  # images a class; None = all
     seed: int = 1

@@ -15,12 +15,13 @@ import torch
 
 from vlp_deploy import __version__
 from vlp_deploy.architecture import Backbone, Preprocessing
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.checkpoint import RUN_FILE, Header, PromptCheckpoint
 from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset, subset
 from vlp_deploy.errors import ClassListError, DataError, TrainingError
 from vlp_deploy.files import sha256_of
 from vlp_train.backbones import load_backbone, load_preprocessing
 from vlp_train.devices import Precision, choose_device, default_precision
+from vlp_train.dual import VARIANTS
 from vlp_train.evaluate import (
     ENSEMBLE,
     Accuracy,
@@ -39,6 +40,9 @@ from vlp_train.prompted import Prompts
 from vlp_train.reference import reference_pixels, references
 from vlp_train.request import Request
 from vlp_train.run import Epoch, Run
+from vlp_train.validation import hold_out
+
+SECOND_STAGES = ("dpc",)  # methods that go on from a tuned prompt
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +68,7 @@ class _Job:
     request: Request
     dataset: Dataset
     train_samples: tuple[Sample, ...]
+    validation: tuple[Sample, ...]
     test_samples: tuple[Sample, ...]
     others: Mapping[str, Dataset]  # to be measured on, too
     notes: tuple[str, ...]
@@ -95,7 +100,11 @@ class _Job:
             "views": self.request.views,
             "flip": self.request.flip,
             "class_chunk": self.request.class_chunk,
-            "data": _digest(self.dataset.class_names, self.train_samples or self.test_samples),
+            "data": _digest(
+                self.dataset.class_names,
+                (*self.train_samples, *self.validation) or self.test_samples,
+            ),
+            "stage1": None if self.request.stage1 is None else _stage1_digest(self.request.stage1),
         }
 
 
@@ -193,7 +202,10 @@ def _prepare(request: Request) -> _Job:
     whole = load_dataset(request.data, image_root=request.image_root, classnames=request.classnames)
     dataset = subset(whole, request.subset)
     train_samples, test_samples = _samples(dataset, request, learns=training.epochs > 0)
-    check_readable([*train_samples, *test_samples])
+    validation: tuple[Sample, ...] = ()
+    if getattr(config, "wants_validation", False):
+        train_samples, validation = hold_out(dataset, train_samples, seed=request.seed)
+    check_readable([*train_samples, *validation, *test_samples])
     others = _other_data(request, config)
     *_, local_rank = place()
     device = choose_device(request.device, index=local_rank)
@@ -205,6 +217,8 @@ def _prepare(request: Request) -> _Job:
         preprocessing=preprocessing,
         seed=request.seed,
         class_chunk=request.class_chunk,
+        stage1=_stage1(request, backbone, preprocessing),
+        validation=validation,
     )
     method = entry.method(config, task)
     for other in others.values():
@@ -214,6 +228,7 @@ def _prepare(request: Request) -> _Job:
         request=request,
         dataset=dataset,
         train_samples=train_samples,
+        validation=validation,
         test_samples=test_samples,
         others={**new, **others},
         notes=(*_about_images(request, method, training), *unserved),
@@ -225,6 +240,33 @@ def _prepare(request: Request) -> _Job:
         precision=request.precision or default_precision(device),
         method=method,
     )
+
+
+def _stage1(
+    request: Request, backbone: Backbone, preprocessing: Preprocessing
+) -> PromptCheckpoint | None:
+    """The prompt to go on from, by the same CLIP."""
+    if request.stage1 is None:
+        return None
+    if request.method not in SECOND_STAGES:
+        raise TrainingError(
+            f"--stage1 is for {', '.join(SECOND_STAGES)}; {request.method} starts by itself. Leave "
+            "it out"
+        )
+    checkpoint = PromptCheckpoint.load(request.stage1)
+    header = checkpoint.header
+    if header.backbone.sha256 != backbone.sha256 or header.preprocessing != preprocessing:
+        raise TrainingError(
+            f"--stage1 {request.stage1} was tuned on {header.backbone.name} "
+            f"({header.backbone.sha256[:12]}), and this run is to train on {backbone.name} "
+            f"({backbone.sha256[:12]}) or prepares images in another way. Give the same --model "
+            "and --pretrained"
+        )
+    return checkpoint
+
+
+def _stage1_digest(source: Path) -> str:
+    return sha256_of(source / RUN_FILE if source.is_dir() else source)
 
 
 def _about_images(request: Request, method: Method, training: Training) -> list[str]:
@@ -279,7 +321,7 @@ def _training(config: Config, request: Request) -> Training:
 
 def _other_data(request: Request, config: Config) -> dict[str, Dataset]:
     """The data of --evaluate by the names under which accuracies are told."""
-    own = {own_metric(request.subset), ENSEMBLE, *getattr(config, "templates", ())}
+    own = {own_metric(request.subset), ENSEMBLE, *getattr(config, "templates", ()), *VARIANTS}
     own |= {"new", HARMONIC_MEAN} if request.subset == "base" else set()
     others: dict[str, Dataset] = {}
     for source in dict.fromkeys(path.resolve() for path in request.evaluate):
@@ -372,12 +414,13 @@ def _outcome(
 
 
 def _test_metrics(job: _Job, prompts: Prompts) -> dict[str, Accuracy]:
-    """Accuracy on the test split; of several zero-shot sentences also that of each alone."""
+    """Accuracy on the test split; of several sentences or prompts also that of each alone."""
     prompted, own = job.method.prompted, own_metric(job.request.subset)
     if not job.test_samples:
         return {}
     if prompts or len(prompted.templates) == 1:
-        return {own: accuracy(prompted, prompts, job.test_samples)}
+        measured = {own: prompts, **prompted.variants(prompts)}
+        return {name: accuracy(prompted, each, job.test_samples) for name, each in measured.items()}
     accuracies = zero_shot_accuracies(
         prompted.clip,
         job.dataset,
@@ -417,6 +460,7 @@ def _header(job: _Job, log: Sequence[Epoch], *, seconds: float) -> Header:
             "data": request.data.name,
             "training_images": len(job.train_samples),
             "options": job.options,
+            **job.method.provenance(),
             "threads": torch.get_num_threads(),
             "seconds": round(seconds, 1),
             "last_epoch": msgspec.to_builtins(log[-1]) if log else None,
