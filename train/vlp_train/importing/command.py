@@ -16,13 +16,14 @@ CLASSES_SHOWN = 5
 
 
 def option_help() -> str:
-    """Every option that some kind of file needs, and whose it is."""
-    owners: dict[tuple[str, str], list[str]] = {}
+    """Every option that some kind of file needs, and whose it is, in the fewest words."""
+    meanings: dict[str, dict[str, str]] = {}
     for kind, questions in QUESTIONS.items():
         for name, question in questions.items():
-            owners.setdefault((name, question.meaning), []).append(kind)
+            meanings.setdefault(name, {})[kind] = question.meaning
     return "; ".join(
-        f"{name} ({', '.join(kinds)}): {meaning}" for (name, meaning), kinds in owners.items()
+        f"{name} ({', '.join(kinds)}): {min(kinds.values(), key=len)}"
+        for name, kinds in meanings.items()
     )
 
 
