@@ -106,8 +106,11 @@ def usage() -> str:
 def _call(function: Callable[..., Any], name: str, arguments: Sequence[str]) -> int:
     import typer  # not needed for the lines above, and the slowest import of the command line
 
+    from vlp_deploy.help_sections import SectionedCommand
+
     app = typer.Typer(add_completion=False, pretty_exceptions_enable=False, rich_markup_mode=None)
-    app.command(name)(function)
+    epilog = getattr(sys.modules[function.__module__], "EPILOG", None)
+    app.command(name, cls=SectionedCommand, epilog=epilog)(function)
     command = typer.main.get_command(app)
     try:
         result = command.main(list(arguments), prog_name=f"vlp {name}", standalone_mode=False)

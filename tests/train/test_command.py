@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from vlp_deploy.cli import run
 from vlp_train import command
@@ -132,7 +133,7 @@ def test_help_lists_every_option_with_its_default() -> None:
 
     for part in ("position=end|middle|front", "class_specific=false", "visual_tokens=8", "pre_ln"):
         assert part in shown
-    assert "templates" not in shown  # has a flag of its own
+    assert "templates=" not in shown  # has a flag of its own
     for name, entry in METHODS.items():
         for field in fields(entry.config):  # type: ignore[arg-type]
             assert field.name in shown or field.name == "templates", (name, field.name)
@@ -146,3 +147,39 @@ def test_every_line_of_the_log_is_json(arguments: list[str], tmp_path: Path) -> 
     assert [sorted(line) for line in lines] == [
         ["accuracy", "epoch", "learning_rate", "loss", "seconds"]
     ] * 2
+
+
+def test_help_has_sections_and_ends_with_the_methods(capsys: pytest.CaptureFixture[str]) -> None:
+    assert run(["train", "--help"]) == 0
+
+    shown = capsys.readouterr().out
+    titles = ["Arguments:", "Options:", "Data:", "Model:", "Schedule:", "Images:", "Memory"]
+    places = [shown.index(f"\n{title}") for title in titles]
+    assert places == sorted(places)
+    assert shown.index("--accumulate") > shown.index("\nSchedule:")
+    methods = shown[shown.index("Methods, what they learn") :].splitlines()
+    for name in METHODS:
+        (row,) = [line for line in methods if line.startswith(f"  {name} ")]
+        assert METHODS[name].summary.split()[0] in row
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_base_and_new_accuracy_and_their_mean_are_told(
+    tiny_model: Any, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, colour in (("a", 10), ("b", 90), ("c", 160), ("d", 250)):
+        for index in range(3):
+            picture = tmp_path / f"data/{name}/{index}.png"
+            picture.parent.mkdir(parents=True, exist_ok=True)
+            Image.new("RGB", (16, 16), (colour, 99 + index, 255 - colour)).save(picture)
+    words = ["train", str(tmp_path / "data"), "--output", str(tmp_path / "run"), "--subset", "base"]
+    words += ["--model", tiny_model.model, "--pretrained", tiny_model.pretrained]
+
+    code = run([*words, "--epochs", "1", "--shots", "1", "--cache-features"])
+
+    shown = capsys.readouterr().out
+    assert code == 0
+    assert "of 4 images right, 2 classes" in shown  # base: what was not drawn
+    assert "of 6 images right, 2 classes" in shown  # new: all of them
+    assert "harmonic mean of base and new: " in shown
+    assert "cached: each image as served, never cropped" in shown

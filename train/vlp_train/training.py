@@ -278,8 +278,8 @@ def _about_images(request: Request, method: Method, training: Training) -> list[
         )
     if not training.epochs or method.learns_image or (request.random_views and not request.views):
         return []
-    seen = f"{request.views} random views" if request.views else "one view, as served and uncropped"
-    return [f"image features were computed once and cached: {seen} of each image"]
+    seen = f"in {request.views} random views" if request.views else "as served, never cropped"
+    return [f"image features were computed once and cached: each image {seen}"]
 
 
 def _new_classes(
