@@ -15,9 +15,9 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.class_list import name_key
 from vlp_deploy.errors import ClassListError
 from vlp_deploy.structures import Dual, Structure
+from vlp_deploy.tokenizer import Tokenizer
 
 BACKBONE, PARALLEL = "dpc.backbone.", "dpc.parallel."  # in front of a plain tensor's name
 NEW_LOGITS = "reference.new_logits"  # P's answers where reference.logits are the mixture's
@@ -49,9 +49,18 @@ def has_visual_prompts(prompts: Tensors) -> bool:
 
 
 def base_rows(names: Sequence[Sequence[str]], base_classes: Sequence[str]) -> NDArray[np.bool_]:
-    """Which classes (synonyms each) are base classes, (K,): those with a name that was tuned on."""
-    base = {name_key(name) for name in base_classes}
-    return np.array([any(name_key(name) in base for name in synonyms) for synonyms in names])
+    """Which classes (synonyms each) are base classes, (K,): those with a name that was tuned on.
+
+    Names of the same tokens are one name: "707-320" is what BPE spells "7 0 7 - 3 2 0".
+    """
+    if not base_classes:
+        return np.zeros(len(names), np.bool_)
+    base = {_tokens(name) for name in base_classes}
+    return np.array([any(_tokens(name) in base for name in synonyms) for synonyms in names])
+
+
+def _tokens(name: str) -> tuple[int, ...]:
+    return tuple(Tokenizer.default().encode(name.replace("_", " ")))
 
 
 def check_together(
