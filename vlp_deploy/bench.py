@@ -22,7 +22,15 @@ from vlp_deploy.bundle import Bundle
 from vlp_deploy.data import Dataset, Sample
 from vlp_deploy.errors import DataError, EngineError, VlpError
 from vlp_deploy.images import load_image
-from vlp_deploy.measure import Doubles, Latency, Machine, Ratio, paired_ratio, take_turns
+from vlp_deploy.measure import (
+    Doubles,
+    Latency,
+    Machine,
+    Ratio,
+    paired_ratio,
+    reference_work,
+    take_turns,
+)
 from vlp_deploy.preprocess import preprocess
 
 Floats = NDArray[np.float32]
@@ -32,7 +40,8 @@ Progress = Callable[[str, int], None]  # what is being done, and how many steps 
 # what else can run the same tuned classifier -> the function that loads it
 AGAINST = {"torch": "vlp_train.eager:load_eager"}
 ACCURACY_BATCH = 64
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+REFERENCE_WORK = "reference work"
 
 
 class Contender(Protocol):
@@ -116,11 +125,11 @@ def measure_contenders(
         for name, contender in (contenders.items() if samples else ())
     }
     labels = np.array([sample.label for sample in samples], np.int64)
-    reference = next(iter(contenders))
+    reference, work = next(iter(contenders)), times.pop(REFERENCE_WORK)
     return tuple(
         ContenderResult(
             name=name,
-            latencies=tuple(Latency.of(ms, batch=n) for n, ms in times[name].items()),
+            latencies=tuple(Latency.of(ms, work[n], batch=n) for n, ms in times[name].items()),
             ratios=tuple(paired_ratio(ms, times[reference][n]) for n, ms in times[name].items()),
             accuracy=accuracy(logits[name], labels) if samples else None,
             agreement=agreement(logits[reference], logits[name]) if samples else None,
@@ -139,12 +148,14 @@ def measure_latencies(
 ) -> dict[str, dict[int, Doubles]]:
     """Milliseconds of every call: contender → batch size → times, by turns.
 
-    `pixels` (n, 3, S, S) are repeated to fill a batch.
+    `pixels` (n, 3, S, S) are repeated to fill a batch. REFERENCE_WORK is a contender, too.
     """
-    times: dict[str, dict[int, Doubles]] = {name: {} for name in contenders}
+    times: dict[str, dict[int, Doubles]] = {name: {} for name in (*contenders, REFERENCE_WORK)}
+    work = reference_work()
     for batch in batches:
         images = np.resize(pixels, (batch, *pixels.shape[1:]))
         calls = {name: _call(contender, images) for name, contender in contenders.items()}
+        calls[REFERENCE_WORK] = work
         for name, measured in take_turns(calls, seconds=seconds).items():
             times[name][batch] = measured
         progress(f"latency at batch {batch}", 1)

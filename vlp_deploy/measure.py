@@ -1,6 +1,9 @@
 """Timing that can be quoted: contenders take turns in one run, and a ratio comes with its interval.
 
-All times are wall-clock milliseconds of `time.perf_counter`.
+All times are wall-clock milliseconds of `time.perf_counter`. A fixed piece of work takes its turns
+too: time over its time is what two runs on a machine that drifts can be compared by.
+
+Legend: n calls, b blocks of consecutive calls.
 """
 
 import os
@@ -17,10 +20,18 @@ from vlp_deploy.processor import processor_name
 
 Doubles = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
+BLOCKS = 20  # a run's calls are summed up in as many consecutive blocks
+RESAMPLES = 2000
+LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
+REFERENCE_SIZE = 384  # of the square matrices that are multiplied: about a millisecond
 
 
 class Latency(Record, frozen=True, kw_only=True):
-    """How long one call took, over `calls` calls of `batch` images each."""
+    """How long one call took, over `calls` calls of `batch` images each.
+
+    `p50_low` and `p50_high` are the 95 % bootstrap interval of the median. `relative` has the
+    median of time over that of the reference work for each block of the run.
+    """
 
     batch: int
     calls: int
@@ -28,12 +39,16 @@ class Latency(Record, frozen=True, kw_only=True):
     p90_ms: float
     p95_ms: float
     p99_ms: float
+    p50_low_ms: float
+    p50_high_ms: float
     images_per_s: float
+    relative: tuple[float, ...]
 
     @classmethod
-    def of(cls, times_ms: Doubles, *, batch: int) -> "Latency":
-        """Percentiles and throughput of measured times."""
+    def of(cls, times_ms: Doubles, reference_ms: Doubles, *, batch: int) -> "Latency":
+        """Percentiles and throughput of times (n,), measured by turns with the reference work."""
         p50, p90, p95, p99 = (float(p) for p in np.percentile(times_ms, PERCENTILES))
+        low, high = median_interval(block_medians(times_ms))
         return cls(
             batch=batch,
             calls=len(times_ms),
@@ -41,7 +56,10 @@ class Latency(Record, frozen=True, kw_only=True):
             p90_ms=p90,
             p95_ms=p95,
             p99_ms=p99,
+            p50_low_ms=low,
+            p50_high_ms=high,
             images_per_s=float(1000 * batch * len(times_ms) / times_ms.sum()),
+            relative=tuple(map(float, block_medians(times_ms / reference_ms))),
         )
 
 
@@ -85,12 +103,37 @@ def take_turns(
     return {name: np.array(values) for name, values in times.items()}
 
 
-def paired_ratio(first_ms: Doubles, second_ms: Doubles, *, resamples: int = 2000) -> Ratio:
+def paired_ratio(first_ms: Doubles, second_ms: Doubles) -> Ratio:
     """`first / second`, round by round: a machine that slows down slows both."""
     ratios = first_ms / second_ms
-    draws = np.random.default_rng(0).integers(0, len(ratios), (resamples, len(ratios)))
-    low, high = np.percentile(np.median(ratios[draws], axis=1), [2.5, 97.5])
-    return Ratio(median=float(np.median(ratios)), low=float(low), high=float(high))
+    low, high = median_interval(ratios)
+    return Ratio(median=float(np.median(ratios)), low=low, high=high)
+
+
+def reference_work() -> Callable[[], object]:
+    """A matrix product that is the same in every run: what a machine can do just now."""
+    random = np.random.default_rng(0)
+    first, second = random.standard_normal((2, REFERENCE_SIZE, REFERENCE_SIZE), np.float32)
+    return lambda: first @ second
+
+
+def block_medians(values: Doubles) -> Doubles:
+    """Medians (b,) of consecutive blocks of (n,): neighbours in time are not independent."""
+    blocks = np.array_split(values, min(BLOCKS, len(values)))
+    return np.array([np.median(block) for block in blocks])
+
+
+def median_interval(values: Doubles) -> tuple[float, float]:
+    """The ends of the 95 % bootstrap interval of the median of (n,)."""
+    low, high = np.percentile(resampled_medians(values), LEVEL)
+    return float(low), float(high)
+
+
+def resampled_medians(values: Doubles, *, seed: int = 0) -> Doubles:
+    """Medians (RESAMPLES,) of bootstrap resamples of (n,)."""
+    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    medians: Doubles = np.median(values[draws], axis=1)
+    return medians
 
 
 def describe_machine(packages: Sequence[str]) -> Machine:

@@ -105,6 +105,7 @@ def test_latencies_tell_contenders_and_batches_apart() -> None:
     assert {name: list(by_batch) for name, by_batch in times.items()} == {
         "fast": [1, 3],
         "slow": [1, 3],
+        "reference work": [1, 3],
     }
     assert np.median(times["slow"][3]) > np.median(times["fast"][3]) + 1
 

@@ -8,9 +8,12 @@ from vlp_deploy.measure import Latency, describe_machine, paired_ratio, take_tur
 
 
 def test_latency_percentiles_of_known_times() -> None:
-    latency = Latency.of(np.arange(1.0, 102.0), batch=4)  # 1 … 101 ms
+    times = np.arange(1.0, 102.0)  # 1 … 101 ms
+    latency = Latency.of(times, times / 2, batch=4)
 
     assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51, 91, 100)
+    assert 1 <= latency.p50_low_ms < 51 < latency.p50_high_ms <= 101
+    assert latency.relative == (2.0,) * 20
     assert latency.images_per_s == 1000 * 4 / 51
     assert latency.calls == 101
 
