@@ -27,7 +27,15 @@ from vlp_deploy.dual import (
     mixed_prompts,
 )
 from vlp_deploy.prompts import PLAIN
-from vlp_deploy.structures import ClassAware, Coupled, Decoupled, Dual, Plain, Structure
+from vlp_deploy.structures import (
+    ClassAware,
+    Conditioned,
+    Coupled,
+    Decoupled,
+    Dual,
+    Plain,
+    Structure,
+)
 from vlp_deploy.tokenizer import Tokenizer
 
 Synonyms = Sequence[Sequence[str]]  # at least one name for every class

@@ -14,6 +14,7 @@ from vlp_deploy.bundle import Bundle, ClassBank
 from vlp_deploy.class_cache import cached_bank
 from vlp_deploy.class_inputs import ClassSource, build_bank
 from vlp_deploy.class_list import ClassNames
+from vlp_deploy.conditioned import run_in_pieces
 from vlp_deploy.dual import IMAGE_BASE, check_together
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
@@ -57,8 +58,7 @@ class Towers:
         if engine.inputs == {"image"}:  # the host does the rest
             embedding = engine.run({"image": pixels})["embedding"]
             return embedding, bank.host_logits(embedding)
-        outputs = engine.run({"image": pixels, **bank.inputs})
-        return outputs["embedding"], outputs["logits"]
+        return run_in_pieces(engine.run, pixels, bank.inputs)
 
     def class_bank(
         self,

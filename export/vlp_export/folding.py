@@ -5,12 +5,14 @@ Legend: S image size, p patch size, d width, h heads, J prompted layers, m promp
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from math import erf
 
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Preprocessing, VisionTower, VisualLayout
+from vlp_deploy.architecture import Preprocessing, TextTower, VisionTower, VisualLayout
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.tokenizer import START_OF_TEXT
 
 Floats = NDArray[np.float32]
 KeysValues = tuple[Floats, Floats]
@@ -66,6 +68,27 @@ def constant_keys_values(
     return keys, values
 
 
+def start_of_text_rows(
+    weights: Weights, tower: TextTower | VisionTower, *, quick_gelu: bool
+) -> list[KeysValues]:
+    """R4: keys and values (1, 1, d) of the start-of-text token in every block of the text tower.
+
+    The first token sees nothing but itself, so attention gives it its own values: whatever follows,
+    it is a constant.
+    """
+    x = weights["token_embedding.weight"][START_OF_TEXT] + weights["positional_embedding"][0]
+    rows = []
+    for layer in range(tower.layers):
+        block = f"transformer.resblocks.{layer}"
+        split = constant_keys_values(x[None], weights, block, heads=tower.heads)
+        keys, values = (part.reshape(1, 1, -1) for part in split)
+        rows.append((keys, values))
+        x = x + linear(values[0, 0], weights, f"{block}.attn.out_proj")
+        hidden = linear(layer_norm(x, weights, f"{block}.ln_2"), weights, f"{block}.mlp.c_fc")
+        x = x + linear(gelu(hidden, quick=quick_gelu), weights, f"{block}.mlp.c_proj")
+    return rows
+
+
 def scaled_input_projection(weights: Weights, block: str, *, heads: int) -> tuple[Floats, Floats]:
     """The packed projection (d, 3d) and bias (3d,), the query's part divided by sqrt(d/h)."""
     matrix = weights[f"{block}.attn.in_proj_weight"].T.copy()  # (d, 3d)
@@ -108,3 +131,18 @@ def layer_norm(x: Floats, weights: Weights, name: str) -> Floats:
     deviation = np.sqrt((centred**2).mean(axis=-1, keepdims=True) + LAYER_NORM_EPSILON)
     normed = centred / deviation * weights[f"{name}.weight"] + weights[f"{name}.bias"]
     return np.asarray(normed, np.float32)
+
+
+def linear(x: Floats, weights: Weights, name: str) -> Floats:
+    """A linear layer over the last axis, in float64 inside."""
+    wide = x.astype(np.float64) @ weights[f"{name}.weight"].T + weights[f"{name}.bias"]
+    return np.asarray(wide, np.float32)
+
+
+def gelu(x: Floats, *, quick: bool) -> Floats:
+    """`x σ(1.702 x)`, or `x (1 + erf(x / √2)) / 2`."""
+    wide = x.astype(np.float64)
+    if quick:
+        return np.asarray(wide / (1 + np.exp(-1.702 * wide)), np.float32)
+    half = [(1 + erf(value / 2**0.5)) / 2 for value in wide.flat]
+    return np.asarray(wide * np.reshape(half, wide.shape), np.float32)
