@@ -169,6 +169,11 @@ class IconSet:
             if alias.keys() == {"parent"}:  # the others are flipped or rotated
                 self._names.setdefault(normalised(name), alias["parent"])
 
+    @property
+    def names(self) -> Mapping[str, str]:
+        """Normalised name or alias -> the icon's name as the set writes it."""
+        return self._names
+
     def svg(self, name: str) -> str | None:
         """The icon of that name, spelled in any way, centred in a square; None where absent."""
         key = self._names.get(normalised(name))

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlp_train.pretrain.areas import areas_of
 from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.wordnet import NounLexicon
 
@@ -50,7 +51,8 @@ def icons(tmp_path: Path) -> Path:
     }
     (folder / "collections.json").write_text(json.dumps(collections))
     for prefix, body in (("plain", CIRCLE), ("tinted", SQUARE)):
-        names = ("dog-outline", "dog-fill", "dog-bold", "dog-thin", "arrow-left", "cherry")
+        dogs = ("outline", "24-outline", "fill", "bold", "thin", "light", "duotone", "sharp")
+        names = (*(f"dog-{style}" for style in dogs), "arrow-left", "cherry")
         content = {
             "icons": {name: {"body": body} for name in names},
             "aliases": {"cherries-fruit": {"parent": "cherry"}},
@@ -65,8 +67,10 @@ def icons(tmp_path: Path) -> Path:
 def corpus() -> Corpus:
     """Six ink drawings and two in colour, 16 pixels a side."""
     generator = np.random.default_rng(0)
+    ink = (generator.random((6, 16, 16)) > 0.5).astype(np.uint8) * 255
     return Corpus(
-        ink=(generator.random((6, 16, 16)) > 0.5).astype(np.uint8) * 255,
+        ink=ink,
+        areas=np.stack([areas_of(each) for each in ink]),
         colour=generator.integers(0, 256, (2, 16, 16, 4), dtype=np.uint8),
         sources=["plain"] * 6 + ["openclipart"] * 2,
         names=[f"drawing-{number}" for number in range(8)],

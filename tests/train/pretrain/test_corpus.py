@@ -6,8 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from vlp_train.pretrain.areas import FIRST_PART, areas_of, enclosed_regions
 from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set
-from vlp_train.pretrain.pack import enclosed_regions, ink_of, load_corpus, pack
+from vlp_train.pretrain.pack import ink_of, load_corpus, pack
 from vlp_train.pretrain.render import render
 from vlp_train.pretrain.wordnet import NounLexicon
 
@@ -27,10 +28,9 @@ def test_icons_of_set_caps_variants_and_drops_interface_names(
 ) -> None:
     plain = allowed_sets(icons)[0]
     drawings = list(icons_of_set(icons, plain, lexicon))
+    styles = ("outline", "fill", "bold", "thin", "light", "duotone")  # no size, no seventh
     assert [drawing.name for drawing in drawings] == [
-        "dog-outline",
-        "dog-fill",
-        "dog-bold",
+        *(f"dog-{style}" for style in styles),
         "cherry",
     ]
     assert drawings[-1].captions == ("cherry", "cherries fruit")
@@ -84,11 +84,39 @@ def test_enclosed_regions_numbers_holes_and_not_the_outside() -> None:
     ink = np.zeros((16, 16), dtype=np.uint8)
     ink[2:14, 2:14] = 255
     ink[4:8, 4:8] = 0
-    ink[10:12, 10:12] = 0
+    ink[9:12, 9:12] = 0
     regions = enclosed_regions(ink)
     assert regions[0, 0] == 0
     assert regions[3, 3] == 0
-    assert {int(regions[5, 5]), int(regions[11, 11])} == {1, 2}
+    assert {int(regions[5, 5]), int(regions[10, 10])} == {1, 2}
+    assert (regions[4:8, 4:8] == regions[5, 5]).all()
+
+
+def test_enclosed_regions_closes_gaps_of_two_pixels_but_not_of_four() -> None:
+    ink = np.zeros((24, 24), dtype=np.uint8)
+    ink[2:22, 2:22] = 255
+    ink[5:19, 5:19] = 0
+    ink[11:13, 19:22] = 0
+    assert enclosed_regions(ink)[12, 12] == 1
+    ink[10:14, 19:22] = 0
+    assert not enclosed_regions(ink).any()
+
+
+def test_areas_tell_parts_of_the_ink_apart_and_who_owns_an_outline() -> None:
+    ink = np.zeros((40, 40), dtype=np.uint8)
+    ink[2:14, 2:14] = 255
+    ink[4:12, 4:12] = 0
+    ink[26:38, 2:38] = 255
+    regions, parts, owners = areas_of(ink)
+    assert parts[2, 2] != parts[30, 30]
+    assert parts.min() >= FIRST_PART
+    assert regions[8, 8] == owners[2, 2] == owners[3, 3]  # an outline belongs to what it encloses
+    assert owners[30, 30] == parts[30, 30]  # solid ink belongs to itself
+
+
+def test_areas_of_blank_and_full_ink_have_nothing_enclosed() -> None:
+    for ink in (np.zeros((16, 16), dtype=np.uint8), np.full((16, 16), 255, dtype=np.uint8)):
+        assert not areas_of(ink)[0].any()
 
 
 def test_packed_corpus_reads_back(tmp_path: Path, icons: Path) -> None:
@@ -101,6 +129,7 @@ def test_packed_corpus_reads_back(tmp_path: Path, icons: Path) -> None:
     pack(drawings, allowed_sets(icons), tmp_path / "corpus")
     corpus = load_corpus(tmp_path / "corpus")
     assert (corpus.ink.shape, corpus.colour.shape) == ((1, 64, 64), (1, 64, 64, 4))
+    assert (corpus.areas == areas_of(corpus.ink[0])).all()
     assert corpus.captions == [["dog"], ["cherry"]]
     with (tmp_path / "corpus/licences.csv").open() as file:
         listed = {row["source"]: (row["licence"], row["drawings"]) for row in csv.DictReader(file)}

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_train.clip import Clip
-from vlp_train.pretrain.evaluate import Pictures, by_caption, hits, read_pictures, table
+from vlp_train.pretrain.evaluate import Pictures, by_caption, by_group, hits, read_pictures, table
 from vlp_train.pretrain.leaks import excluded_sources, find_copies
 from vlp_train.pretrain.release import CONFIGURATION, fit_scale, write_release
 
@@ -64,7 +64,7 @@ def test_table_has_a_column_for_every_style(tmp_path: Path) -> None:
     text = table(clip, pictures)
     assert "| template | first | second | all |" in text
     assert "12 images, 6 classes, chance 16.67" in text
-    apart = by_caption(clip, pictures, {"dog", "red box"})
+    apart = by_group(clip, pictures, by_caption(pictures, {"dog", "red box", "no class"}))
     assert apart.startswith("2 classes, captions in pre-training:")
     assert "\n4 classes, others:" in apart
 

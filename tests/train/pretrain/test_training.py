@@ -1,6 +1,7 @@
 """Both towers learn, and resumed training ends in the same weights."""
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,6 +19,7 @@ from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.patches import encode
 from vlp_train.pretrain.sampling import drawing_weights
 from vlp_train.pretrain.start import start_image_tower, start_text_tower
+from vlp_train.pretrain.state import TrainingState
 from vlp_train.pretrain.teacher import fit_projection
 from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, tokenise, train_text
 from vlp_train.pretrain.wordnet import NounLexicon
@@ -119,12 +121,49 @@ def test_text_tower_learns_and_keeps_meaning_across_templates() -> None:
     assert after < 0.7 * before
 
 
+def test_average_is_plain_at_first_and_is_saved(tmp_path: Path) -> None:
+    weight = torch.nn.Parameter(torch.zeros(2))
+    optimiser = torch.optim.SGD([weight], lr=1.0)
+
+    def state() -> TrainingState:
+        return TrainingState(parameters={"w": weight}, optimisers={"sgd": optimiser}, horizon=4)
+
+    training = state()
+    for _ in range(3):
+        training.apply([-torch.ones(2)], {"sgd": 1.0})
+    assert training.average["w"].tolist() == [2.0, 2.0]  # of 1, 2 and 3
+    for _ in range(2):
+        training.apply([-torch.ones(2)], {"sgd": 1.0})
+    assert training.average["w"].tolist() == [3.125, 3.125]  # (3 * 2.5 + 5) / 4
+    training.save(tmp_path / "state", "{}")
+    loaded = state()
+    loaded.load(tmp_path / "state")
+    assert (loaded.step, loaded.average["w"].tolist()) == (5, [3.125, 3.125])
+    loaded.use_average()
+    assert weight.tolist() == [3.125, 3.125]
+
+
+def test_continued_run_starts_from_the_parameters_of_the_earlier_one(
+    corpus: Corpus, lexicon: NounLexicon, tmp_path: Path
+) -> None:
+    earlier = image_training(corpus, lexicon)
+    with ThreadPoolExecutor(1) as pool:
+        earlier.advance(pool)
+    earlier.state.save(tmp_path / "earlier", "{}")
+    continued = image_training(corpus, lexicon)
+    continued.state.start_from(tmp_path / "earlier")
+    assert continued.state.step == 0
+    assert torch.equal(weights(earlier.state.parameters), weights(continued.state.parameters))
+    assert torch.equal(weights(earlier.state.parameters), weights(continued.state.average))
+
+
 def test_recipe_schedule_warms_up_and_decays_to_nothing() -> None:
     recipe = ImageRecipe(samples=768 * 100, warmup_steps=10, decay_share=0.5, whole_share=0.2)
     assert recipe.rate(0) == pytest.approx(0.1)
     assert recipe.rate(20) == 1.0
+    assert replace(recipe, rate_share=0.5).rate(20) == 0.5
     assert recipe.rate(99) == pytest.approx(1 / 50)
-    assert (recipe.patches(0, 16), recipe.patches(79, 16), recipe.patches(80, 16)) == (10, 10, 16)
+    assert (recipe.patches(0, 16), recipe.patches(79, 16), recipe.patches(80, 16)) == (8, 8, 16)
 
 
 @pytest.mark.parametrize("options", [{"samples": 5}, {"samples": 2000, "batch": 100, "part": 96}])

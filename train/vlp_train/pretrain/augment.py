@@ -1,9 +1,10 @@
 """Turn packed drawings into varied RGB training images, a whole batch at a time.
 
-Ink drawings are coloured like a child's colouring book: ink in one colour, every enclosed area in
-another. All drawings are then moved, turned, scaled, mirrored, recoloured and put on a background.
+Ink drawings are coloured like a child's colouring book: every part of the ink in a colour, every
+enclosed area in another, or without outlines as in flat art. All drawings are then moved, turned,
+scaled, bent, mirrored, lit, recoloured and put on a background.
 
-Legend: B images, S pixels a side, R = 16 areas (0 = outside).
+Legend: B images, S pixels a side, P = 32 colours of a palette (`areas`).
 """
 
 import math
@@ -12,44 +13,72 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from vlp_train.pretrain.pack import MAX_REGIONS
+from vlp_train.pretrain.areas import FIRST_PART, PALETTE
 
-_FILL_NONE, _FILL_ONE, _FILL_EACH = 0.25, 0.35, 0.4
+_FILL_NONE, _FILL_ONE = 0.2, 0.3  # the rest: every area has its own colour
+_ONE_PEN, _VANISH = 0.6, 0.4
+_THICKER, _THINNER = 0.15, 0.1
+_BEND = 0.06
 
 
-def colour_ink(ink: Tensor, regions: Tensor, generator: Generator) -> Tensor:
-    """Colour ink (B, S, S) in [0, 1] and its enclosed areas: premultiplied RGBA (B, 4, S, S)."""
-    count = len(ink)
-    pen = torch.rand(count, 3, generator=generator)
-    dark = torch.rand(count, 1, generator=generator) < 0.5
-    pen = torch.where(dark, 0.3 * pen, pen)
-    fills = torch.rand(count, MAX_REGIONS + 1, 3, generator=generator).sqrt()
-    choice = torch.rand(count, generator=generator)
-    one = (choice >= _FILL_NONE) & (choice < _FILL_NONE + _FILL_ONE)
-    fills = torch.where(one[:, None, None], fills[:, 1:2], fills)
-    covered = torch.ones(count, MAX_REGIONS + 1)
-    covered[:, 0] = 0.0
-    covered[choice < _FILL_NONE] = 0.0
-    areas = regions.flatten(1).long()  # (B, S*S)
-    fill = fills.gather(1, areas[..., None].expand(-1, -1, 3)).transpose(1, 2)
-    cover = covered.gather(1, areas)[:, None]  # (B, 1, S*S)
-    ink = ink.flatten(1)[:, None]  # (B, 1, S*S)
-    alpha = ink + (1 - ink) * cover
-    rgb = ink * pen[..., None] + (1 - ink) * cover * fill
-    coloured: Tensor = torch.cat([rgb, alpha], dim=1).unflatten(2, regions.shape[1:])
-    return coloured  # (B, 4, S, S)
+def thicken(ink: Tensor, generator: Generator) -> Tensor:
+    """Widen the lines of some images of ink (B, S, S) by a pixel each side, narrow some others."""
+    luck = torch.rand(len(ink), generator=generator)
+    thicker, thinner = luck < _THICKER, luck > 1 - _THINNER
+    result = ink.clone()
+    result[thicker] = F.max_pool2d(ink[thicker][:, None], 3, stride=1, padding=1)[:, 0]
+    result[thinner] = 0.5 * (
+        ink[thinner] - F.max_pool2d(-ink[thinner][:, None], 3, stride=1, padding=1)[:, 0]
+    )
+    return result
+
+
+def palettes(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Draw colours (B, P, 3) of areas and parts of ink, and whether outlines vanish (B,)."""
+    colours = torch.rand(count, PALETTE, 3, generator=generator)
+    pens = colours[:, FIRST_PART:]
+    dark = torch.rand(count, 1, 1, generator=generator) < 0.5
+    one_pen = torch.rand(count, 1, 1, generator=generator) < _ONE_PEN
+    pens = torch.where(one_pen, pens[:, :1], pens)
+    pens = torch.where(dark & one_pen, 0.3 * pens, pens)
+    fills = colours[:, :FIRST_PART].sqrt()
+    choice = torch.rand(count, 1, 1, generator=generator)
+    one_fill = (choice >= _FILL_NONE) & (choice < _FILL_NONE + _FILL_ONE)
+    fills = torch.where(one_fill, fills[:, 1:2], fills)
+    filled = (choice >= _FILL_NONE).flatten()
+    vanish = filled & (torch.rand(count, generator=generator) < _VANISH)
+    # Alpha: regions are covered where filled, the outside never, ink always.
+    alpha = torch.ones(count, PALETTE, 1)
+    alpha[:, 0] = 0.0
+    alpha[~filled, :FIRST_PART] = 0.0
+    return torch.cat([torch.cat([fills, pens], dim=1), alpha], dim=2), vanish
+
+
+def colour_ink(ink: Tensor, areas: Tensor, generator: Generator) -> Tensor:
+    """Colour ink (B, S, S) in [0, 1] by its areas (B, 3, S, S): premultiplied RGBA (B, 4, S, S)."""
+    count, size = len(ink), ink.shape[-1]
+    colours, vanish = palettes(count, generator)  # (B, P, 4)
+    painter = torch.where(vanish[:, None, None], areas[:, 2], areas[:, 1])  # (B, S, S)
+    first = (PALETTE * torch.arange(count, dtype=torch.int32))[:, None, None]
+    flat = colours.flatten(0, 1)
+    pen = F.embedding(painter.int() + first, flat)[..., :3]  # (B, S, S, 3)
+    fill = F.embedding(areas[:, 0].int() + first, flat)  # (B, S, S, 4)
+    ink = ink[..., None]
+    below = (1 - ink) * fill[..., 3:]
+    rgba = torch.cat([ink * pen + below * fill[..., :3], ink + below], dim=-1)
+    return rgba.permute(0, 3, 1, 2).reshape(count, 4, size, size)
 
 
 def move(rgba: Tensor, generator: Generator) -> Tensor:
-    """Turn, scale, stretch, shift and mirror premultiplied RGBA (B, 4, S, S)."""
-    count = len(rgba)
+    """Turn, scale, stretch, bend, shift and mirror premultiplied RGBA (B, 4, S, S)."""
+    count, size = len(rgba), rgba.shape[-1]
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(count, generator=generator)
 
     angle = uniform(-1, 1) ** 3 * math.radians(35)
     zoom = 1 / uniform(0.72, 1.08)
-    stretch = uniform(-0.12, 0.12).exp()
+    stretch = uniform(-0.15, 0.15).exp()
     mirror = torch.where(torch.rand(count, generator=generator) < 0.5, -1.0, 1.0)
     shear = uniform(-0.12, 0.12)
     cosine, sine = angle.cos() * zoom, angle.sin() * zoom
@@ -57,20 +86,36 @@ def move(rgba: Tensor, generator: Generator) -> Tensor:
     second = torch.stack([mirror * sine, cosine / stretch, uniform(-0.12, 0.12)], dim=1)
     affine = torch.stack([first, second], dim=1)  # (B, 2, 3)
     grid = F.affine_grid(affine, list(rgba.shape), align_corners=False)
-    return F.grid_sample(rgba, grid, align_corners=False)
+    pull = _BEND * uniform(0, 1)[:, None, None, None]
+    bend = pull * torch.randn(count, 2, 4, 4, generator=generator)
+    bend = F.interpolate(bend, size=(size, size), mode="bilinear", align_corners=True)
+    return F.grid_sample(rgba, grid + bend.permute(0, 2, 3, 1), align_corners=False)
 
 
-def shade(rgba: Tensor, generator: Generator) -> Tensor:
-    """Light premultiplied RGBA (B, 4, S, S) by a linear ramp and mix its channels a little."""
+def light(rgba: Tensor, generator: Generator) -> Tensor:
+    """Light premultiplied RGBA (B, 4, S, S): a linear ramp, and edges as if drawings were thick."""
     count, size = len(rgba), rgba.shape[-1]
     ramp = torch.linspace(-1, 1, size)
     slope = 0.35 * (2 * torch.rand(count, 2, 1, 1, generator=generator) - 1)
-    light = 1 + slope[:, :1] * ramp[:, None] + slope[:, 1:] * ramp
-    rgb, alpha = rgba[:, :3] * light, rgba[:, 3:]
-    mix = torch.eye(3) + 0.12 * torch.randn(count, 3, 3, generator=generator)
-    mix = mix / mix.sum(dim=2, keepdim=True)
-    mixed = torch.einsum("bij,bjhw->bihw", mix, rgb)
-    return torch.cat([torch.minimum(mixed.clamp(min=0), alpha), alpha], dim=1)
+    brightness = 1 + slope[:, :1] * ramp[:, None] + slope[:, 1:] * ramp
+    height = F.avg_pool2d(rgba[:, 3:], 7, stride=1, padding=3)
+    down = F.pad(height[:, :, 2:] - height[:, :, :-2], (0, 0, 1, 1))
+    right = F.pad(height[..., 2:] - height[..., :-2], (1, 1))
+    angle = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
+    depth = (4 * torch.rand(count, 1, 1, 1, generator=generator) - 2).clamp(min=0)
+    brightness = brightness + depth * (angle.cos() * down + angle.sin() * right)
+    rgb = torch.minimum((rgba[:, :3] * brightness).clamp(min=0), rgba[:, 3:])
+    return torch.cat([rgb, rgba[:, 3:]], dim=1)
+
+
+def recolour(rgba: Tensor, generator: Generator) -> Tensor:
+    """Mix the channels of premultiplied RGBA (B, 4, S, S): a little, one time of five a lot."""
+    count = len(rgba)
+    amount = torch.where(torch.rand(count, generator=generator) < 0.2, 0.4, 0.12)
+    mix = torch.eye(3) + amount[:, None, None] * torch.randn(count, 3, 3, generator=generator)
+    mix = mix / mix.sum(dim=2, keepdim=True).clamp(min=0.3)
+    mixed = torch.einsum("bij,bjhw->bihw", mix, rgba[:, :3]).clamp(min=0)
+    return torch.cat([torch.minimum(mixed, rgba[:, 3:]), rgba[:, 3:]], dim=1)
 
 
 def place(rgba: Tensor, generator: Generator) -> Tensor:
@@ -85,25 +130,27 @@ def place(rgba: Tensor, generator: Generator) -> Tensor:
 
 def soften(images: Tensor, generator: Generator) -> Tensor:
     """Blur one image in five of (B, 3, S, S) over three pixels."""
-    blurred = F.avg_pool2d(F.pad(images, (1, 1, 1, 1), mode="replicate"), 3, stride=1)
-    chosen = torch.rand(len(images), 1, 1, 1, generator=generator) < 0.2
-    return torch.where(chosen, blurred, images)
+    chosen = torch.rand(len(images), generator=generator) < 0.2
+    padded = F.pad(images[chosen], (1, 1, 1, 1), mode="replicate")
+    images[chosen] = F.avg_pool2d(padded, 3, stride=1)
+    return images
 
 
-def augment(ink: Tensor, regions: Tensor, colour: Tensor, generator: Generator) -> Tensor:
+def augment(ink: Tensor, areas: Tensor, colour: Tensor, generator: Generator) -> Tensor:
     """Make RGB images in [0, 1] from ink drawings, then colour drawings.
 
     Args:
         ink: uint8 (B1, S, S).
-        regions: uint8 (B1, S, S), areas enclosed by the ink.
+        areas: uint8 (B1, 3, S, S), see `areas.areas_of`.
         colour: uint8 RGBA (B2, S, S, 4).
         generator: the only source of chance.
 
     Returns:
         float32 (B1 + B2, 3, S, S), in the order given.
     """
-    coloured = colour_ink(ink.float() / 255, regions, generator)
+    coloured = colour_ink(thicken(ink.float() / 255, generator), areas, generator)
     own = colour.permute(0, 3, 1, 2).float() / 255
     own = torch.cat([own[:, :3] * own[:, 3:], own[:, 3:]], dim=1)
-    rgba = shade(move(torch.cat([coloured, own]), generator), generator)
+    rgba = move(torch.cat([coloured, own]), generator)
+    rgba = recolour(light(rgba, generator), generator)
     return soften(place(rgba, generator), generator).clamp(0, 1)

@@ -7,13 +7,12 @@ from bisect import bisect
 from dataclasses import dataclass
 from itertools import accumulate
 
-import numpy as np
 import torch
 from torch import Generator, Tensor
 
 from vlp_deploy.architecture import OPENAI_MEAN, OPENAI_STD
 from vlp_train.pretrain.augment import augment
-from vlp_train.pretrain.pack import Corpus, enclosed_regions
+from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.sampling import caption_shares
 
 
@@ -43,7 +42,6 @@ class Batches:
     def __init__(self, corpus: Corpus, probability: Tensor, captions: list[str]) -> None:
         index = {caption: at for at, caption in enumerate(captions)}
         self._corpus = corpus
-        self._regions = np.stack([enclosed_regions(ink) for ink in corpus.ink])
         self._cumulative = probability.cumsum(0)
         self._shares = [list(accumulate(own)) for own in caption_shares(corpus)]
         self._targets = [[index[caption] for caption in own] for own in corpus.captions]
@@ -57,7 +55,7 @@ class Batches:
         plain, coloured = drawn[drawn < inks].numpy(), (drawn[drawn >= inks] - inks).numpy()
         images = augment(
             torch.from_numpy(self._corpus.ink[plain]),
-            torch.from_numpy(self._regions[plain]),
+            torch.from_numpy(self._corpus.areas[plain]),
             torch.from_numpy(self._corpus.colour[coloured]),
             generator,
         )

@@ -52,7 +52,8 @@ EXCLUDED_SETS = frozenset(
 )
 # Plain shapes that `leaks` finds to look like an emoji.
 EXCLUDED_DRAWINGS = frozenset({("glyphs-poly", "bell"), ("glyphs-poly", "star")})
-VARIANTS_PER_SET = 3
+# Style variants of one name that a set contributes; the same style in another size is no variant.
+VARIANTS_PER_SET = 6
 OPENCLIPART_SKIPPED = (
     "shapes/",
     "special/",
@@ -83,6 +84,7 @@ FILING_WORDS = frozenset(
     }
 )
 MAX_SVG_CHARACTERS = 400_000
+_SIZE = re.compile(r"-(?:12|16|20|24|28|32|40|48|64)(?:px)?(?=-|$)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,17 +134,20 @@ def allowed_sets(icons: Path) -> list[IconSet]:
 
 
 def icons_of_set(icons: Path, icon_set: IconSet, lexicon: NounLexicon) -> Iterator[Drawing]:
-    """Yield the drawable icons of one set, at most three style variants per caption."""
+    """Yield the drawable icons of one set, at most six style variants per caption."""
     content = json.loads((icons / "json" / f"{icon_set.prefix}.json").read_text(encoding="utf-8"))
     aliases: dict[str, list[str]] = {}
     for alias, entry in content.get("aliases", {}).items():
         aliases.setdefault(entry["parent"], []).append(alias)
     variants: Counter[str] = Counter()
+    styles: set[str] = set()
     for name, icon in content["icons"].items():
         captions = _captions([name, *aliases.get(name, [])], lexicon)
         excluded = icon.get("hidden") or (icon_set.prefix, name) in EXCLUDED_DRAWINGS
-        if excluded or not captions:
+        style = _SIZE.sub("", name)
+        if excluded or not captions or style in styles:
             continue
+        styles.add(style)
         variants[captions[0]] += 1
         if variants[captions[0]] <= VARIANTS_PER_SET:
             width = icon.get("width", content.get("width", 16))

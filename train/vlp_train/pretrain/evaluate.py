@@ -10,7 +10,7 @@ top-5 in percent over all classes. Legend: N images, C classes, D joint width.
 import argparse
 import json
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,16 +109,29 @@ def table(clip: Clip, pictures: Pictures, templates: Sequence[str] = TEMPLATES) 
     return "\n".join(lines)
 
 
-def by_caption(clip: Clip, pictures: Pictures, captions: set[str]) -> str:
-    """Return accuracy (ensemble, over all classes) of classes that were captions and of others."""
+def by_group(clip: Clip, pictures: Pictures, groups: Mapping[str, Collection[str]]) -> str:
+    """Return accuracy (ensemble, over all classes) on each group of classes, one line a group."""
     images = image_features(clip, pictures.pixels)
     found = hits(images, class_features(clip, pictures.classes, TEMPLATES), pictures.labels)
-    known = torch.tensor([name in captions for name in pictures.classes])
     lines = []
-    for label, chosen in (("captions in pre-training", known), ("others", ~known)):
-        top1, top5 = (100 * found[chosen[pictures.labels]].float().mean(dim=0)).tolist()
-        lines.append(f"{int(chosen.sum())} classes, {label}: {top1:.1f} / {top5:.1f}")
+    for label, members in groups.items():
+        chosen = torch.tensor([name in members for name in pictures.classes])
+        if chosen.any():
+            top1, top5 = (100 * found[chosen[pictures.labels]].float().mean(dim=0)).tolist()
+            lines.append(f"{int(chosen.sum())} classes, {label}: {top1:.1f} / {top5:.1f}")
     return "\n".join(lines)
+
+
+def by_caption(pictures: Pictures, captions: set[str]) -> dict[str, set[str]]:
+    """Group classes by whether their name was a caption in pre-training."""
+    known = captions.intersection(pictures.classes)
+    return {"captions in pre-training": known, "others": set(pictures.classes) - known}
+
+
+def read_captions(corpus: Path) -> set[str]:
+    """Return all captions of a packed corpus."""
+    rows = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))
+    return {caption for row in rows for caption in row["captions"]}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -135,9 +148,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     pictures = read_pictures(options.data, backbone.config.vision.image_size)
     sys.stdout.write(table(clip.eval(), pictures) + "\n")
     if options.corpus is not None:
-        rows = json.loads((options.corpus / "corpus.json").read_text(encoding="utf-8"))
-        captions = {caption for row in rows for caption in row["captions"]}
-        sys.stdout.write(by_caption(clip, pictures, captions) + "\n")
+        groups = by_caption(pictures, read_captions(options.corpus))
+        sys.stdout.write(by_group(clip, pictures, groups) + "\n")
 
 
 if __name__ == "__main__":

@@ -41,9 +41,10 @@ class ImageRecipe:
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3
     weight_decay: float = 0.1
+    rate_share: float = 1.0
     warmup_steps: int = 50
     decay_share: float = 0.4
-    keep_patches: int = 10
+    keep_patches: int = 8
     whole_share: float = 0.15
     negatives: int = 4096
     soft_share: float = 0.5
@@ -67,7 +68,7 @@ class ImageRecipe:
         """Share of the full learning rate: linear warm-up, constant, linear decay to zero."""
         decay_steps = max(1, round(self.decay_share * self.steps))
         warm = min(1.0, (step + 1) / self.warmup_steps)
-        return warm * min(1.0, (self.steps - step) / decay_steps)
+        return self.rate_share * warm * min(1.0, (self.steps - step) / decay_steps)
 
     def patches(self, step: int, patches: int) -> int:
         """Patches kept at `step`: all of them at the end, `keep_patches` before."""

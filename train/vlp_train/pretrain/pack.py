@@ -1,7 +1,8 @@
 """Turn drawings into the packed corpus: two arrays of pixels and one JSON file of captions.
 
 `ink.npy` (N, S, S) uint8 holds drawings without colours of their own: how much ink lies where.
-`colour.npy` (M, S, S, 4) uint8 holds RGBA. `corpus.json` lists source, name and captions of the
+`areas.npy` (N, 3, S, S) uint8 says what to colour apart (`areas`). `colour.npy` (M, S, S, 4) uint8
+holds RGBA. `corpus.json` lists source, name and captions of the
 N + M drawings, ink first. `licences.csv` counts drawings by source.
 """
 
@@ -15,16 +16,15 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from scipy import ndimage
 
 from vlp_deploy.files import write_atomic
+from vlp_train.pretrain.areas import all_areas
 from vlp_train.pretrain.corpus import Drawing, IconSet
 from vlp_train.pretrain.render import render_all
 
 Pixels = npt.NDArray[np.uint8]
 
 _COLOURLESS = 12.0  # mean spread between channels, of 255, up to which a drawing counts as ink
-MAX_REGIONS = 15
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,7 @@ class Corpus:
     """The packed corpus in memory; drawing i is `ink[i]` if i < N, else `colour[i - N]`."""
 
     ink: Pixels  # (N, S, S)
+    areas: Pixels  # (N, 3, S, S)
     colour: Pixels  # (M, S, S, 4)
     sources: list[str]
     names: list[str]
@@ -55,21 +56,6 @@ def ink_of(rgba: Pixels) -> Pixels | None:
     return np.asarray(np.round(255.0 * ink), dtype=np.uint8)
 
 
-def enclosed_regions(ink: Pixels) -> Pixels:
-    """Number the areas that ink (S, S) encloses: 0 outside and on ink, 1.. for each area.
-
-    Small areas beyond the fifteenth share its number.
-    """
-    areas, count = ndimage.label(np.pad(ink < 128, 1, constant_values=True))
-    inner = areas[1:-1, 1:-1]
-    order = np.zeros(count + 1, dtype=np.uint8)
-    enclosed = [area for area in range(1, count + 1) if area != areas[0, 0]]
-    for number, area in enumerate(enclosed, start=1):
-        order[area] = min(number, MAX_REGIONS)
-    numbered: Pixels = order[inner]
-    return numbered
-
-
 def pack(drawings: list[Drawing], sets: list[IconSet], output: Path) -> None:
     """Render `drawings` and write the packed corpus into the folder `output`."""
     ink: list[Pixels] = []
@@ -85,7 +71,9 @@ def pack(drawings: list[Drawing], sets: list[IconSet], output: Path) -> None:
             ink.append(plain)
         row = {"source": drawing.source, "name": drawing.name, "captions": drawing.captions}
         rows[plain is None].append(row)
-    write_atomic(output / "ink.npy", _npy(np.stack(ink)))
+    inks = np.stack(ink)
+    write_atomic(output / "ink.npy", _npy(inks))
+    write_atomic(output / "areas.npy", _npy(all_areas(inks)))
     write_atomic(output / "colour.npy", _npy(np.stack(colour)))
     listed = rows[False] + rows[True]
     write_atomic(output / "licences.csv", _licences(sets, Counter(row["source"] for row in listed)))
@@ -101,6 +89,7 @@ def load_corpus(folder: Path) -> Corpus:
     rows = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))
     return Corpus(
         ink=np.load(folder / "ink.npy"),
+        areas=np.load(folder / "areas.npy"),
         colour=np.load(folder / "colour.npy"),
         sources=[row["source"] for row in rows],
         names=[row["name"] for row in rows],

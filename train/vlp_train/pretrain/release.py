@@ -1,20 +1,38 @@
-"""Turn the two trained towers into the files that are shipped: open_clip configuration and weights.
+"""Turn a run's two towers into the files that are shipped: open_clip configuration and weights.
+
+    python -m vlp_train.pretrain.release --run runs/vlp-tiny --wordnet words/usr/share/wordnet \
+        --weights average --output runs/candidate
+
+The command releases an unfinished run, too: `average` is the better choice while the rate is high,
+`parameter` after it fell to zero. The logit scale is fitted to augmentations that no training saw.
 
 Legend: B images, K captions, D joint width.
 """
 
+import argparse
 import json
 import math
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Generator, Tensor
 
+from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.files import write_atomic
 from vlp_train.clip import Clip
+from vlp_train.pretrain.batches import Batches, normalise
+from vlp_train.pretrain.evaluate import image_features
+from vlp_train.pretrain.pack import load_corpus
+from vlp_train.pretrain.sampling import drawing_weights
+from vlp_train.pretrain.targets import read_targets
+from vlp_train.pretrain.text_tower import text_parameters
+from vlp_train.pretrain.wordnet import read_nouns
 
 CONFIGURATION: dict[str, Any] = {
     "embed_dim": 256,
@@ -27,6 +45,8 @@ CONFIGURATION: dict[str, Any] = {
         "layers": 4,
     },
 }
+# Images, never trained on, that the scale is fitted to.
+_SAMPLE, _SEED = 1024, -2
 _SCALES = torch.linspace(5.0, 100.0, 191)
 
 
@@ -44,6 +64,30 @@ def fit_scale(features: Tensor, targets: Tensor, embeddings: Tensor) -> float:
     return float(_SCALES[losses.index(min(losses))])
 
 
+@torch.no_grad()
+def load_image_tower(clip: Clip, checkpoint: Path, kind: str) -> None:
+    """Set the image tower to a training state's `parameter`s or to their `average`."""
+    _load(dict(clip.visual.named_parameters()), checkpoint, kind)
+
+
+@torch.no_grad()
+def load_text_tower(clip: Clip, checkpoint: Path, kind: str) -> None:
+    """Set the text tower to a training state's `parameter`s or to their `average`."""
+    _load(dict(text_parameters(clip)), checkpoint, kind)
+
+
+def _load(parameters: dict[str, Tensor], checkpoint: Path, kind: str) -> None:
+    with safe_open(checkpoint, framework="pt") as file:
+        for name, parameter in parameters.items():
+            parameter.copy_(file.get_tensor(f"{kind}.{name}"))
+
+
+def scale_of(clip: Clip, batches: Batches, embeddings: Tensor) -> float:
+    """Return the logit scale that fits `clip` to unseen augmentations."""
+    images, chosen = batches(_SAMPLE, Generator().manual_seed(_SEED))
+    return fit_scale(image_features(clip, normalise(images)), chosen, embeddings)
+
+
 def write_release(clip: Clip, scale: float, folder: Path) -> None:
     """Write `vlp-tiny.json` and `weights.safetensors` (float16, open_clip's keys) into `folder`."""
     weights = {name: value.half().contiguous() for name, value in clip.state_dict().items()}
@@ -51,3 +95,31 @@ def write_release(clip: Clip, scale: float, folder: Path) -> None:
     configuration = json.dumps(CONFIGURATION, indent=2) + "\n"
     write_atomic(folder / "weights.safetensors", save(weights))
     write_atomic(folder / "vlp-tiny.json", configuration.encode())
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Parse the command line and write the release."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vlp_train.pretrain.release", description="Release a run, finished or not."
+    )
+    parser.add_argument("--run", type=Path, required=True, help="output folder of the pre-training")
+    parser.add_argument("--text", type=Path, help="another run's folder for the text tower")
+    parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun")
+    parser.add_argument("--weights", choices=("parameter", "average"), default="parameter")
+    parser.add_argument("--output", type=Path, required=True)
+    options = parser.parse_args(arguments)
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
+    load_image_tower(clip, options.run / "image.safetensors", options.weights)
+    load_text_tower(clip, (options.text or options.run) / "text.safetensors", "parameter")
+    corpus = load_corpus(options.run / "corpus")
+    targets = read_targets(options.run / "targets.safetensors")
+    captions = sorted({caption for own in corpus.captions for caption in own})
+    probability = drawing_weights(corpus, read_nouns(options.wordnet))
+    batches = Batches(corpus, probability, captions)
+    scale = scale_of(clip, batches, targets[: len(captions)])
+    write_release(clip, scale, options.output)
+    sys.stdout.write(f"logit scale {scale:.1f}, {options.output}/weights.safetensors\n")
+
+
+if __name__ == "__main__":
+    main()

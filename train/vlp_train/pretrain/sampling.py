@@ -11,7 +11,7 @@ from torch import Tensor
 from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.wordnet import NounLexicon
 
-COLOUR_FACTOR = 3.0
+COLOUR_FACTOR = 2.0
 CLIP_ART_FACTOR = 2.5
 LIVING_FACTOR = 3.0
 COMPOUND_FACTOR = 0.2  # "phone dial", "home door"; "hot dog" and "polar bear" are lemmas

@@ -1,4 +1,4 @@
-"""Training state as one safetensors file: parameters, optimisers and the step they belong to.
+"""Training state as one safetensors file: parameters, their average, optimisers and the step.
 
 Everything random is drawn from generators seeded by the step, so nothing else is needed to resume.
 """
@@ -15,15 +15,22 @@ from vlp_deploy.files import write_atomic
 
 
 class TrainingState:
-    """Parameters under their names, optimisers under theirs, and the number of steps taken."""
+    """Parameters under their names, optimisers under theirs, and the number of steps taken.
+
+    `average` follows the parameters as an exponential average over about `horizon` steps, and from
+    the first step as a plain one: what is evaluated and released while the rate is high.
+    """
 
     def __init__(
         self,
         *,
         parameters: Mapping[str, Tensor],
         optimisers: Mapping[str, torch.optim.Optimizer],
+        horizon: int = 100,
     ) -> None:
         self.parameters, self.optimisers = dict(parameters), dict(optimisers)
+        self.average = {name: value.detach().clone() for name, value in self.parameters.items()}
+        self.horizon = horizon
         self.step = 0
 
     @torch.no_grad()
@@ -36,16 +43,34 @@ class TrainingState:
                 group["lr"] = rates[name]
             optimiser.step()
         self.step += 1
+        share = 1 / min(self.step, self.horizon)
+        for name, average in self.average.items():
+            average.lerp_(self.parameters[name], share)
+
+    @torch.no_grad()
+    def use_average(self) -> None:
+        """Set the parameters to their average: training is over."""
+        for name, parameter in self.parameters.items():
+            parameter.copy_(self.average[name])
 
     def save(self, path: Path, recipe: str) -> None:
         """Write the state atomically; `recipe` (JSON) goes into the file's metadata."""
         tensors = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
+        tensors |= {f"average.{name}": value for name, value in self.average.items()}
         for label, optimiser in self.optimisers.items():
             for number, state in optimiser.state_dict()["state"].items():
                 for key, value in state.items():
                     tensors[f"optimiser.{label}.{number}.{key}"] = torch.as_tensor(value)
         content = {name: value.contiguous() for name, value in tensors.items()}
         write_atomic(path, save(content, metadata={"step": str(self.step), "recipe": recipe}))
+
+    @torch.no_grad()
+    def start_from(self, path: Path) -> None:
+        """Take only the parameters from a file written by `save`: step 0 of another training."""
+        with safe_open(path, framework="pt") as file:
+            for name, parameter in self.parameters.items():
+                parameter.copy_(file.get_tensor(f"parameter.{name}"))
+                self.average[name].copy_(parameter)
 
     @torch.no_grad()
     def load(self, path: Path) -> None:
@@ -55,6 +80,7 @@ class TrainingState:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
+            self.average[name].copy_(tensors[f"average.{name}"])
         for label, optimiser in self.optimisers.items():
             start = f"optimiser.{label}."
             states: dict[int, dict[str, Tensor]] = {}

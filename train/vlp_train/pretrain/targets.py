@@ -1,7 +1,8 @@
 """Turn the corpus and the texts to learn into targets in the joint space, embedded once and kept.
 
-`targets.safetensors` holds teacher embeddings; the projection is fitted on the captions whenever
-it is needed. Legend: K captions, T >= K texts (captions first), D joint width.
+`targets.safetensors` holds teacher embeddings and the projection, which is fitted on the captions
+unless an earlier run, which this one continues, has one. Legend: K captions, T >= K texts (captions
+first), D joint width.
 """
 
 import json
@@ -30,27 +31,46 @@ class Targets:
     projection: Projection
 
 
-def make_targets(corpus: Corpus, lexicon: NounLexicon, *, width: int, path: Path) -> Targets:
-    """Embed all texts, or read them from `path` if it holds exactly these texts."""
+def make_targets(
+    corpus: Corpus, lexicon: NounLexicon, *, width: int, path: Path, earlier: Path | None = None
+) -> Targets:
+    """Embed all texts, or read them from `path` if it holds exactly these texts.
+
+    `earlier` is the file of the run to continue: the joint space must stay the same.
+    """
     captions = sorted({caption for own in corpus.captions for caption in own})
     texts = texts_to_learn(captions, lexicon, Tokenizer.default())
-    embeddings = _stored(path, texts)
-    if embeddings is None:
+    stored = _stored(path, texts)
+    if stored is None:
         embeddings = embed(texts)
-        content = save({"embeddings": embeddings})
-        write_atomic(path, content)
+        if earlier is None:
+            projection = fit_projection(embeddings[: len(captions)], width)
+        else:
+            projection = _projection(load_file(earlier))
+        stored = {"embeddings": embeddings, "mean": projection.mean, "axes": projection.axes}
+        write_atomic(path, save({name: value.contiguous() for name, value in stored.items()}))
         write_atomic(path.with_suffix(".json"), json.dumps(texts, ensure_ascii=False).encode())
-    projection = fit_projection(embeddings[: len(captions)], width)
+    embeddings, projection = stored["embeddings"], _projection(stored)
     return Targets(
         texts=texts, vectors=projection(embeddings), captions=len(captions), projection=projection
     )
 
 
-def _stored(path: Path, texts: list[str]) -> Tensor | None:
+def read_targets(path: Path) -> Tensor:
+    """Return the unit vectors (T, D) of a file that `make_targets` wrote, captions first."""
+    stored = load_file(path)
+    return _projection(stored)(stored["embeddings"])
+
+
+def _projection(tensors: dict[str, Tensor]) -> Projection:
+    return Projection(mean=tensors["mean"], axes=tensors["axes"])
+
+
+def _stored(path: Path, texts: list[str]) -> dict[str, Tensor] | None:
     names = path.with_suffix(".json")
     if not (path.exists() and names.exists()):
         return None
     if json.loads(names.read_text(encoding="utf-8")) != texts:
         return None
-    embeddings: Tensor = load_file(path)["embeddings"]
-    return embeddings if torch.isfinite(embeddings).all() else None
+    tensors: dict[str, Tensor] = load_file(path)
+    return tensors if torch.isfinite(tensors["embeddings"]).all() else None

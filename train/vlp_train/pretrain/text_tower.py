@@ -31,6 +31,7 @@ class TextRecipe:
     seed: int = 0
     muon_rate: float = 2e-3
     adam_rate: float = 2e-3
+    rate_share: float = 1.0
     warmup_steps: int = 30
     decay_share: float = 0.5
     caption_share: float = 0.4
@@ -52,7 +53,7 @@ class TextRecipe:
         """Share of the full learning rate: linear warm-up, constant, linear decay to zero."""
         decay_steps = max(1, round(self.decay_share * self.steps))
         warm = min(1.0, (step + 1) / self.warmup_steps)
-        return warm * min(1.0, (self.steps - step) / decay_steps)
+        return self.rate_share * warm * min(1.0, (self.steps - step) / decay_steps)
 
 
 def tokenise(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:

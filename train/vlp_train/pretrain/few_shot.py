@@ -1,0 +1,111 @@
+"""Print what CoOp makes of 1, 2 and 4 vendors' drawings a class, and whether more is better.
+
+    python -m vlp_train.pretrain.few_shot --output runs/few-shot [--pretrained WEIGHTS]
+
+Methods can be compared on an embedded CLIP only if it behaves as large ones do: accuracy on other
+vendors' styles rises from zero-shot to 1, 2 and 4 training styles, as the mean over three seeds.
+Exit code 1 if it does not. CoOp's settings are those of the recipe `vlp_train.recipes.coop`. The
+same command goes on where it was interrupted.
+"""
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from statistics import mean
+
+from rich.console import Console
+
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_train.pretrain.evaluate import EMOJI
+
+SHOTS = (1, 2, 4)
+SEEDS = (1, 2, 3)
+EPOCHS = 100
+_TEMPLATE = "a photo of a {}."
+_ZERO_SHOT = ("--method", "zeroshot", "--template", _TEMPLATE)
+_COOP = (
+    *("--method", "coop", "-O", "context_tokens=4", "-O", "words=a photo of a"),
+    *("--learning-rate", "0.05", "--batch-size", "64", "--no-augment"),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setting:
+    """What all runs of a curve share; every run is a folder in `output`."""
+
+    data: Path
+    output: Path
+    pretrained: str | None
+
+
+def accuracy(setting: Setting, name: str, options: Sequence[str]) -> float:
+    """Run `vlp train` into `setting.output`/`name`, or go on with it, and return test top-1.
+
+    Raises:
+        subprocess.CalledProcessError: training failed; it has said why.
+    """
+    folder = setting.output / name
+    weights = [] if setting.pretrained is None else ["--pretrained", setting.pretrained]
+    words = [str(setting.data), *options, *weights, "--output", str(folder), "--resume"]
+    command = [sys.executable, "-m", "vlp_deploy", "train", *words]
+    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    metrics = PromptCheckpoint.load(folder).header.provenance["metrics"]
+    return float(metrics["test"]["top1"])
+
+
+def curve(
+    setting: Setting, *, shots: Sequence[int], seeds: Sequence[int], epochs: int
+) -> dict[int, list[float]]:
+    """Return accuracies by number of shots, one a seed; 0 shots is zero-shot."""
+    found = {0: [accuracy(setting, "zeroshot", _ZERO_SHOT)]}
+    for count in shots:
+        found[count] = []
+        for seed in seeds:
+            drawn = ("--shots", str(count), "--seed", str(seed), "--epochs", str(epochs))
+            found[count].append(accuracy(setting, f"coop-{count}-{seed}", (*_COOP, *drawn)))
+            message = f"{count} styles, seed {seed}: {100 * found[count][-1]:.1f} %"
+            Console(stderr=True).print(message)
+    return found
+
+
+def rises(accuracies: Mapping[int, Sequence[float]]) -> bool:
+    """Tell whether the means over seeds rise with every number of shots."""
+    means = [mean(accuracies[shots]) for shots in sorted(accuracies)]
+    return all(earlier < later for earlier, later in pairwise(means))
+
+
+def curve_table(accuracies: Mapping[int, Sequence[float]]) -> str:
+    """Return the curve as Markdown, top-1 in percent."""
+    lines = ["| training styles | every seed | mean |", "|---|---|---|"]
+    for shots, found in sorted(accuracies.items()):
+        seeds = ", ".join(f"{100 * each:.1f}" for each in found)
+        lines.append(f"| {shots or 'none'} | {seeds} | {100 * mean(found):.1f} |")
+    return "\n".join(lines)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Parse the command line, train, print the curve and return the exit code."""
+    parser = argparse.ArgumentParser(
+        prog="python -m vlp_train.pretrain.few_shot", description="Print CoOp's few-shot curve."
+    )
+    split = EMOJI / "split_zhou_styles.json"
+    parser.add_argument("--data", type=Path, default=split, help="a split as CoOp writes them")
+    parser.add_argument("--output", type=Path, required=True, help="folder for the runs")
+    parser.add_argument("--pretrained", default=None, help="weights other than the embedded ones")
+    parser.add_argument("--shots", type=int, nargs="+", default=SHOTS)
+    parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
+    parser.add_argument("--epochs", type=int, default=EPOCHS)
+    options = parser.parse_args(arguments)
+    setting = Setting(data=options.data, output=options.output, pretrained=options.pretrained)
+    found = curve(setting, shots=options.shots, seeds=options.seeds, epochs=options.epochs)
+    verdict = "rises" if rises(found) else "does NOT rise"
+    sys.stdout.write(f"{curve_table(found)}\n\nTop-1 {verdict} with every step.\n")
+    return 0 if rises(found) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
