@@ -12,22 +12,17 @@ from vlp_train.importing.road import Conversion, ImportRequest, convert
 METHODS = {"cmpa": "dcp", "dpt_vpt": "vpt", "dpt_vlp": "ivlp"}  # in our words
 
 
-@pytest.fixture(scope="session")
-def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("models")
-
-
 @pytest.mark.parametrize("name", case_names())
 def test_official_files_become_neutral_tensors(
-    name: str, golden: Path, models: Path, tmp_path: Path
+    name: str, golden: Path, models: Path, workplace: Path
 ) -> None:
-    case = complete_case(golden, name, tmp_path)
+    case = complete_case(golden, name, workplace)
     info, hyper = case.info, case.info["hyper_parameters"]
     model, pretrained = model_files(info, models)
 
     conversion = convert(
         ImportRequest(
-            path=tmp_path,
+            path=workplace,
             model=model,
             pretrained=pretrained,
             classes=case.class_file() if case.needs_classes else None,
