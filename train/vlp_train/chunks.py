@@ -65,15 +65,19 @@ def fitting_rows(
     prompts: Tensor | None,
     *,
     plain: bool,
+    sets: int = 1,
 ) -> int:
-    """How many rows to encode at once: 0, which is all of them, where KEPT_BYTES are enough."""
+    """How many rows to encode at once: 0, which is all of them, where KEPT_BYTES are enough.
+
+    `sets` of prompts make as many passes over every row, as where prompts depend on the image.
+    """
     if plain:
         tokens, length = ids.numel(), float(ids.shape[1])
     else:
         shared = shared_prefix(ids, eot, slots, prompts)
         tokens = shared + int((eot + 1 - shared).sum())
         length = float(eot.float().mean()) + 1
-    needed = kept_bytes(tower, tokens=tokens, length=length)
+    needed = kept_bytes(tower, tokens=sets * tokens, length=length)
     return 0 if needed <= KEPT_BYTES else max(1, int(len(ids) * CHUNK_BYTES / needed))
 
 

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 
 from vlp_deploy.bundle import Manifest
 from vlp_deploy.checkpoint import Header
-from vlp_deploy.structures import ClassAware, Coupled, Dual, Plain, Structure
+from vlp_deploy.structures import ClassAware, Conditioned, Coupled, Dual, Plain, Structure
 from vlp_train.class_aware import ClassAwareClip
 from vlp_train.clip import Clip
+from vlp_train.conditioned import ConditionedClip
 from vlp_train.coupled import CoupledClip
 from vlp_train.dual import DualClip
 from vlp_train.prompted import PromptedClip
@@ -17,6 +18,7 @@ from vlp_train.prompted import PromptedClip
 FORWARDS: dict[type[Structure], type[PromptedClip]] = {
     Plain: PromptedClip,
     ClassAware: ClassAwareClip,
+    Conditioned: ConditionedClip,
     Coupled: CoupledClip,
     Dual: DualClip,
 }

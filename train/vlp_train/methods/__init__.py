@@ -9,6 +9,7 @@ import msgspec
 
 from vlp_deploy.errors import TrainingError
 from vlp_train.methods.base import Method, Task, Training
+from vlp_train.methods.cocoop import CoCoOp, CoCoOpConfig
 from vlp_train.methods.coop import CoOp, CoOpConfig
 from vlp_train.methods.dcp import Dcp, DcpConfig
 from vlp_train.methods.deep_language import DeepLanguage, DeepLanguageConfig
@@ -50,6 +51,7 @@ class Entry:
 METHODS: dict[str, Entry] = {
     "zeroshot": Entry("nothing; templates are averaged", ZeroShotConfig, ZeroShot),
     "coop": Entry("the words around the class name", CoOpConfig, CoOp),
+    "cocoop": Entry("CoOp's words, shifted by each image", CoCoOpConfig, CoCoOp),
     "kgcoop": Entry("CoOp's words, held near a sentence", KgCoOpConfig, KgCoOp),
     "vpt": Entry("tokens beside the image patches", VptConfig, Vpt),
     "deep_language": Entry("text tokens in many layers", DeepLanguageConfig, DeepLanguage),

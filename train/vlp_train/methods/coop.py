@@ -12,8 +12,9 @@ from torch import nn
 
 from vlp_deploy.architecture import Position, TextLayout
 from vlp_deploy.errors import TrainingError
+from vlp_deploy.structures import Structure
 from vlp_train.methods.base import Method, Task, Training, random_prompts, word_prompts
-from vlp_train.prompted import Prompts
+from vlp_train.prompted import PLAIN, Prompts
 
 PLACEHOLDER = "X"
 OTHER_TOKENS = 4  # of a prompt: start, end, full stop and at least one of the class name
@@ -71,11 +72,13 @@ class CoOp(Method):
     learns_text: ClassVar[bool] = True
     learns_image: ClassVar[bool] = False
 
-    def __init__(self, config: CoOpConfig, task: Task) -> None:
+    def __init__(self, config: CoOpConfig, task: Task, *, structure: Structure = PLAIN) -> None:
         """Raises TrainingError if the text tower reads too few tokens for the context."""
         check_context(config.tokens, task.clip.config.text.context_length)
         layout = TextLayout(tokens=config.tokens, position=config.position)
-        super().__init__(task, templates=(config.template,), text_layout=layout)
+        super().__init__(
+            task, templates=(config.template,), text_layout=layout, structure=structure
+        )
         self.class_specific = config.class_specific
         if config.words:
             words = word_prompts(config.words, config.tokens, task.clip)
