@@ -75,6 +75,8 @@ def checkpoint_of(method: Method, name: str) -> PromptCheckpoint:
             templates=prompted.templates,
             text_layout=prompted.text_layout,
             visual_layout=prompted.visual_layout,
+            structure=prompted.structure,
+            base_classes=prompted.base_classes,
             preprocessing=prompted.preprocessing,
             provenance={},
         ),
