@@ -2,6 +2,7 @@
 
 import copy
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.weights import expected_shapes
 from vlp_train.backbones import build_clip
 from vlp_train.clip import Clip
+from vlp_train.request import Request
 
 OPEN_CLIP_CONFIG = {
     "embed_dim": 16,
@@ -23,6 +25,7 @@ OPEN_CLIP_CONFIG = {
     "vision_cfg": {"image_size": 16, "patch_size": 8, "width": 32, "layers": 3, "head_width": 16},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 24, "heads": 2, "layers": 3},
 }
+SHORT = {"epochs": 4, "batch_size": 6, "learning_rate": 0.05}
 COLOURS = {"red fox": (200, 40, 30), "green frog": (40, 190, 60), "blue_whale": (30, 60, 210)}
 
 
@@ -92,3 +95,19 @@ def toy_data(tmp_path_factory: pytest.TempPathFactory) -> Path:
                 pixels = np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8)
                 Image.fromarray(pixels).save(target / f"{index}.png")
     return folder
+
+
+@pytest.fixture
+def request_for(toy_data: Path, tiny_model: Any, tmp_path: Path) -> Callable[..., Request]:
+    """A request on the toy data, with changes."""
+
+    def build(output: str = "run", **changes: Any) -> Request:
+        defaults = {"data": toy_data, "method": "coop", "output": tmp_path / output, **SHORT}
+        if changes.get("method") == "coop" or "method" not in changes:
+            defaults["method_options"] = {"context_tokens": 4}
+        if changes.get("method") == "zeroshot":
+            defaults = {name: v for name, v in defaults.items() if name not in SHORT}
+        files = {"model": tiny_model.model, "pretrained": tiny_model.pretrained}
+        return Request(**{**defaults, **files, **changes})
+
+    return build

@@ -34,30 +34,11 @@ from vlp_train.prompted import PromptedClip
 from vlp_train.reference import spread_samples
 from vlp_train.training import Outcome, Request, train
 
-SHORT = {"epochs": 4, "batch_size": 6, "learning_rate": 0.05}
-
-
 COLOURS = ("red fox", "green frog", "blue_whale")
 
 
 class CrashError(Exception):
     """Stands for a crash in the middle of an epoch."""
-
-
-@pytest.fixture
-def request_for(toy_data: Path, tiny_model: Any, tmp_path: Path) -> Callable[..., Request]:
-    """A request on the toy data, with changes."""
-
-    def build(output: str = "run", **changes: Any) -> Request:
-        defaults = {"data": toy_data, "method": "coop", "output": tmp_path / output, **SHORT}
-        if changes.get("method") == "coop" or "method" not in changes:
-            defaults["method_options"] = {"context_tokens": 4}
-        if changes.get("method") == "zeroshot":
-            defaults = {name: v for name, v in defaults.items() if name not in SHORT}
-        files = {"model": tiny_model.model, "pretrained": tiny_model.pretrained}
-        return Request(**{**defaults, **files, **changes})
-
-    return build
 
 
 def stop_at(epoch: int, step: int) -> Callable[[Step], None]:

@@ -3,6 +3,7 @@
 import shlex
 import sys
 import textwrap
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import Field, fields
@@ -205,7 +206,7 @@ def train(
         typer.Option(
             rich_help_panel=SCHEDULE,
             help="Batches whose gradients make one step: what N times the batch size does, in the "
-            "memory of one. Losses that couple the images of a batch (dcp, dpc) still see one "
+            "memory of one. Losses that couple the images of a batch (dpt, dcp, dpc) still see one "
             "batch at a time. Default: 1.",
         ),
     ] = None,
@@ -327,7 +328,8 @@ def train(
     try:
         with progress_bar() as report:
             outcome = run_training(request, report)
-    except StoppedElsewhereError:  # that process says why
+    except StoppedElsewhereError:
+        time.sleep(1)  # the process that failed says why before torchrun ends it
         raise typer.Exit(code=1) from None
     except KeyboardInterrupt:
         if rank == 0:

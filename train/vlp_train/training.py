@@ -130,7 +130,7 @@ def _train(request: Request, report: Report, processes: Processes) -> Outcome:
             _check_folder(run, request)
             if request.force:
                 run.clear()
-            finished = run.finished
+            finished = run.finished and not request.force  # which the first one deletes just now
         if finished:  # and --resume was given
             return _finished(run, job)
         started = time.perf_counter()
@@ -231,7 +231,7 @@ def _prepare(request: Request) -> _Job:
         validation=validation,
         test_samples=test_samples,
         others={**new, **others},
-        notes=(*_about_images(request, method, training), *unserved),
+        notes=(*_about_batches(method, training, request), *unserved),
         backbone=backbone,
         preprocessing=preprocessing,
         config=config,
@@ -269,17 +269,24 @@ def _stage1_digest(source: Path) -> str:
     return sha256_of(source / RUN_FILE if source.is_dir() else source)
 
 
-def _about_images(request: Request, method: Method, training: Training) -> list[str]:
-    """What is to be known of a cache of features. Raises TrainingError where there can be none."""
+def _about_batches(method: Method, training: Training, request: Request) -> list[str]:
+    """What is to be known of what was trained on. Raises TrainingError if it cannot be cached."""
     if method.learns_image and request.cache_features:
         raise TrainingError(
             f"--cache-features: {request.method} learns prompts in the image tower, whose features "
             "change with every step. Leave it out; --no-augment leaves out the random crops alone"
         )
-    if not training.epochs or method.learns_image or (request.random_views and not request.views):
-        return []
-    seen = f"in {request.views} random views" if request.views else "as served, never cropped"
-    return [f"image features were computed once and cached: each image {seen}"]
+    notes = []
+    if training.epochs and not method.learns_image and (request.views or not request.random_views):
+        seen = f"in {request.views} random views" if request.views else "as served, never cropped"
+        notes.append(f"image features were computed once and cached: each image {seen}")
+    if training.accumulate > 1 and not method.data_parallel:
+        notes.append(
+            f"the loss of {request.method} couples the images of a batch: {training.accumulate} "
+            f"batches of {training.batch_size} are not one of "
+            f"{training.accumulate * training.batch_size}"
+        )
+    return notes
 
 
 def _new_classes(
