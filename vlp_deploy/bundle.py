@@ -20,6 +20,7 @@ from safetensors.numpy import load as from_safetensors
 from safetensors.numpy import save as to_safetensors
 
 from vlp_deploy.architecture import Backbone, Preprocessing, Record, TextLayout, VisualLayout
+from vlp_deploy.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.errors import BundleError
 from vlp_deploy.files import staged_folder
 from vlp_deploy.sealed import CHECKSUMS, SealedFolder, seal
@@ -36,6 +37,7 @@ PROMPTS, CLASSES, GOLDEN, VOCABULARY = (
 
 CLASS_EMBEDDINGS, CLASS_MATRIX, CLASS_BIAS = "class_embeddings", "class_matrix", "class_bias"
 SELECTOR_MATRIX, CLASS_BANK = "selector_matrix", "class_bank"  # of DPT
+SELECTOR_LOGITS = "selector_logits"  # an output: by which DPT's classes were selected
 
 Floats = NDArray[np.float32]
 Precision = Literal["fp32", "fp16", "bf16", "int8", "fp8"]
@@ -56,6 +58,7 @@ class ParityRow(Record, frozen=True, kw_only=True):
     engine: str
     precision: Precision
     batch: int
+    images: int = REFERENCE_IMAGES  # fewer where a selection of classes was a tie
     max_logit_difference: float
     min_cosine: float
     top1_agreement: float  # over images whose reference margin exceeds twice the tolerance

@@ -7,11 +7,12 @@ import numpy as np
 
 from vlp_deploy.bundle import NewClasses
 from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.class_aware import WARNING, class_graph
 from vlp_deploy.class_bank import Progress
 from vlp_deploy.class_inputs import ClassSource, RunGraph
 from vlp_deploy.dual import backbone_prompts
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Dual
+from vlp_deploy.structures import ClassAware, Dual
 from vlp_deploy.weights import Floats
 
 OWN_CONTEXTS = (
@@ -54,7 +55,8 @@ def new_classes(checkpoint: PromptCheckpoint) -> NewClasses:
     """Whether classes that nobody trained on can be served."""
     if "text.class_prompts" in checkpoint.tensors:
         return NewClasses(allowed=False, reason=OWN_CONTEXTS)
-    return NewClasses()
+    class_aware = isinstance(checkpoint.header.structure, ClassAware)
+    return NewClasses(warning=WARNING if class_aware else "")
 
 
 def class_source(
@@ -74,6 +76,7 @@ def class_source(
         prompts=prompt_tensors(checkpoint),
         logit_scale=logit_scale,
         base_classes=header.base_classes,
+        class_graph=class_graph(header.structure, len(header.class_names)),
         run=run,
         progress=progress,
     )

@@ -56,8 +56,8 @@ FORMULAS: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
 WITHOUT_PRODUCTS = frozenset(
     {
         *("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "GatherND"),
-        *("LayerNormalization", "Mul", "Pad", "ReduceL2", "Reshape", "Shape", "Sigmoid", "Slice"),
-        *("Softmax", "Split", "Transpose", "Unsqueeze", "Where"),
+        *("LayerNormalization", "Mul", "Pad", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid"),
+        *("Slice", "Softmax", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze", "Where"),
     }
 )
 
@@ -78,8 +78,33 @@ def _all_shapes(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> dict[st
             constants.append(ir.to_proto(tensor))
         else:
             typed.append(_typed(value, tensor.shape.numpy()))
+    nodes = [ir.to_proto(node) for node in model.graph]
+    found = _inferred(model, nodes, typed, constants)
+    if any(node.op_type == "TopK" for node in nodes):  # inference wants its count as a constant
+        sizes = {node.output[0]: _size(node, found) for node in nodes if node.op_type == "Shape"}
+        constants += [
+            helper.make_tensor(name, onnx.TensorProto.INT64, [len(size)], size)
+            for name, size in sizes.items()
+        ]
+        rest = [node for node in nodes if node.op_type != "Shape"]
+        found = _inferred(model, rest, typed, constants)
+    return found
+
+
+def _size(node: onnx.NodeProto, shapes: Mapping[str, Shape]) -> Shape:
+    """What a Shape node gives."""
+    bounds = {attribute.name: attribute.i for attribute in node.attribute}
+    return shapes[node.input[0]][bounds.get("start") : bounds.get("end")]
+
+
+def _inferred(
+    model: ir.Model,
+    nodes: Sequence[onnx.NodeProto],
+    typed: Sequence[onnx.ValueInfoProto],
+    constants: Sequence[onnx.TensorProto],
+) -> dict[str, Shape]:
     graph = helper.make_graph(
-        [ir.to_proto(node) for node in model.graph],
+        nodes,
         model.graph.name or "graph",
         typed,
         [helper.make_empty_tensor_value_info(str(value.name)) for value in model.graph.outputs],

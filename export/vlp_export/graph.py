@@ -76,6 +76,11 @@ class GraphBuilder:
         inputs = (value, self.integers(*sizes))
         return self._node("Split", inputs, {"axis": axis}, outputs=len(sizes))
 
+    def largest(self, value: Value, count: Value) -> Value:
+        """One TopK node: where the `count` (1,) largest of the last axis are, in no order."""
+        attributes = {"axis": -1, "largest": 1, "sorted": 0}
+        return self._node("TopK", (value, count), attributes, outputs=2)[1]
+
     @contextmanager
     def scope(self, name: str) -> Iterator[None]:
         """Prefix the names of the nodes written inside with `name/`."""

@@ -76,6 +76,7 @@ def check_parity(
                 engine=engine,
                 precision=precision,
                 batch=batch,
+                images=len(reference.pixels),
                 max_logit_difference=float(np.abs(batch_logits - reference.logits).max()),
                 min_cosine=float(_cosines(batch_embeddings, embeddings).min()),
                 top1_agreement=_agreement(batch_logits, reference),
