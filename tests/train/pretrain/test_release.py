@@ -1,5 +1,6 @@
 """The shipped files are a plain CLIP, the table counts, and copies of emoji are found."""
 
+import csv
 import json
 from pathlib import Path
 
@@ -13,9 +14,18 @@ from safetensors.torch import load_file
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_train.clip import Clip
+from vlp_train.pretrain import corpus
 from vlp_train.pretrain.evaluate import Pictures, by_caption, by_group, hits, read_pictures, table
 from vlp_train.pretrain.leaks import excluded_sources, find_copies
-from vlp_train.pretrain.release import CONFIGURATION, fit_scale, write_release
+from vlp_train.pretrain.release import (
+    CONFIGURATION,
+    fit_scale,
+    load_image_tower,
+    load_text_tower,
+    write_release,
+)
+from vlp_train.pretrain.state import TrainingState
+from vlp_train.pretrain.text_tower import text_parameters
 
 
 def test_release_is_an_open_clip_model(tmp_path: Path) -> None:
@@ -79,6 +89,34 @@ def test_copies_of_an_emoji_are_found_at_another_scale() -> None:
     stranger = other.resize((60, 60), Image.Resampling.NEAREST)
     found = find_copies([copy, stranger], ["copy", "stranger"], {"dog/noto.png": emoji})
     assert [(match.drawing, match.emoji) for match in found] == [("copy", "dog/noto.png")]
+
+
+def test_listed_sources_are_permissive_and_not_about_emoji() -> None:
+    listed = Path(corpus.__file__).with_name("corpus_licences.csv")
+    with listed.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert len(rows) > 100
+    for row in rows:
+        assert row["licence"] in corpus.LICENCES | {"public domain"}, row
+        assert not corpus.is_excluded(row["source"], {"name": row["title"]}), row
+
+
+def test_released_towers_are_parameters_or_their_average(tmp_path: Path) -> None:
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    for names, load in (
+        (dict(clip.visual.named_parameters()), load_image_tower),
+        (dict(text_parameters(clip)), load_text_tower),
+    ):
+        state = TrainingState(parameters=names, optimisers={})
+        with torch.no_grad():
+            for name, average in state.average.items():
+                average.fill_(2.0)
+                names[name].fill_(1.0)
+        state.save(tmp_path / "state", "{}")
+        load(clip, tmp_path / "state", "average")
+        assert all((value == 2.0).all() for value in names.values())
+        load(clip, tmp_path / "state", "parameter")
+        assert all((value == 1.0).all() for value in names.values())
 
 
 def test_excluded_sources_names_sets_that_must_not_be_there(icons: Path) -> None:

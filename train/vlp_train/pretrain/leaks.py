@@ -2,6 +2,7 @@
 
     python -m vlp_train.pretrain.leaks --corpus runs/vlp-tiny/corpus --icons iconify
 
+The emoji are the embedded ones and all names that six styles share (`emoji_names`), in every style.
 Drawings are compared twice: by a difference hash of 64 bits (is the next of 9 x 8 grey cells
 darker?) and, where hashes are near, by the root mean square difference of 16 x 16 coloured cells.
 Ink drawings are compared as black on white. Exit code 1 if anything is found.
@@ -14,13 +15,16 @@ import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlp_train.emoji import render
 from vlp_train.pretrain.corpus import LICENCES, is_excluded
+from vlp_train.pretrain.emoji_names import common_names, vendor_sets
 from vlp_train.pretrain.evaluate import EMOJI
 from vlp_train.pretrain.pack import Corpus, load_corpus
 
@@ -76,18 +80,34 @@ def find_copies(
 ) -> list[Match]:
     """Return every pair of a drawing and an emoji that look alike."""
     theirs = {name: signature(image) for name, image in emoji.items()}
+    labels = list(theirs)
     hashes = np.array([each[0] for each in theirs.values()], dtype=np.uint64)  # (M,)
     found = []
     for name, drawing in zip(names, drawings, strict=True):
         own_hash, own_colours = signature(drawing)
         distance = np.bitwise_count(hashes ^ np.uint64(own_hash))
         for at in np.flatnonzero(distance <= NEAR_BITS):
-            other = list(theirs)[at]
+            other = labels[at]
             colours = float(np.sqrt(np.mean((theirs[other][1] - own_colours) ** 2)))
             if colours <= NEAR_COLOURS:
                 bits = int(distance[at])
                 found.append(Match(drawing=name, emoji=other, bits=bits, colours=colours))
     return found
+
+
+def all_emoji(icons: Path) -> dict[str, Image.Image]:
+    """Return the embedded emoji and, under `icons`, the common names in all test styles."""
+    emoji = {
+        path.relative_to(EMOJI).as_posix(): Image.open(path).convert("RGB")
+        for path in sorted(EMOJI.glob("*/*.png"))
+    }
+    sets = vendor_sets(icons)
+    for name in common_names(sets):
+        for style, icon_set in sets.items():
+            svg = icon_set.svg(name)
+            if svg:
+                emoji[f"{style}:{name}"] = Image.open(BytesIO(render(svg))).convert("RGB")
+    return emoji
 
 
 def excluded_sources(sources: set[str], icons: Path) -> list[str]:
@@ -112,10 +132,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     corpus = load_corpus(options.corpus)
     forbidden = excluded_sources(set(corpus.sources), options.icons)
     labels = [f"{source}:{name}" for source, name in zip(corpus.sources, corpus.names, strict=True)]
-    emoji = {
-        path.relative_to(EMOJI).as_posix(): Image.open(path).convert("RGB")
-        for path in sorted(EMOJI.glob("*/*.png"))
-    }
+    emoji = all_emoji(options.icons)
     copies = find_copies(drawings_of(corpus), labels, emoji)
     for match in copies:
         row = f"{match.drawing} looks like {match.emoji}: {match.bits} bits, {match.colours:.3f}"
