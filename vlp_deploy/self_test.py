@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from vlp_deploy.architecture import Record
 from vlp_deploy.bundle import Bundle, Golden, Manifest
 from vlp_deploy.cache import cache_folder
+from vlp_deploy.coupled import one_by_one
 from vlp_deploy.errors import EngineError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.processor import processor_name
@@ -54,6 +55,7 @@ def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str, device: s
     stamp = cache_folder() / "self-tests" / f"{hashlib.sha256(content).hexdigest()}.json"
     if _holds(stamp, content):
         return
+    run = one_by_one(run, bundle.manifest.structure)
     if complaint := _complaint(bundle.manifest, bundle.golden(), run):
         raise EngineError(
             f"engine {engine!r} ({version}) does not give this bundle's own answers on this "

@@ -15,6 +15,7 @@ from vlp_deploy.class_cache import cached_bank
 from vlp_deploy.class_inputs import ClassSource, build_bank
 from vlp_deploy.class_list import ClassNames
 from vlp_deploy.conditioned import run_in_pieces
+from vlp_deploy.coupled import check_batch
 from vlp_deploy.dual import IMAGE_BASE, check_together
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
@@ -54,6 +55,7 @@ class Towers:
             raise ImageError(
                 f"pixels are {pixels.dtype} {pixels.shape}; expected uint8 (B, 3, {size}, {size})"
             )
+        check_batch(self.bundle.manifest.structure, len(pixels))
         engine = self.graph(bank.graph)
         if engine.inputs == {"image"}:  # the host does the rest
             embedding = engine.run({"image": pixels})["embedding"]

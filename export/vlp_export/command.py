@@ -1,16 +1,34 @@
 """`vlp export`: a tuned prompt becomes a bundle, with the proof printed."""
 
 import time
+from collections.abc import Mapping
+from enum import StrEnum
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 from rich.console import Console
 from rich.table import Table
 
 from vlp_deploy.bundle import Manifest
+from vlp_export.contexts import Context
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
+
+
+class ContextName(StrEnum):
+    """What `--context` takes."""
+
+    frozen = "frozen"
+    per_sample = "per_sample"
+    batch = "batch"
+
+
+CONTEXTS: dict[ContextName, Context] = {
+    ContextName.frozen: "frozen",
+    ContextName.per_sample: "per_sample",
+    ContextName.batch: "batch",
+}
 
 
 def export(
@@ -45,6 +63,25 @@ def export(
             "1. Default: what training chose."
         ),
     ] = None,
+    context: Annotated[
+        ContextName | None,
+        typer.Option(
+            help="Of DCP: what prompts are made of. frozen: a data set's mean, as constants, the "
+            "default where training stored it or --calibration is given; per_sample: each image's "
+            "own, otherwise the default; batch: the official mean over a batch, to reproduce "
+            "published numbers only."
+        ),
+    ] = None,
+    calibration: Annotated[
+        Path | None,
+        typer.Option(
+            help="Of DCP: images to freeze the context over, best those of training; a folder, an "
+            "archive or a list. Labels are not needed."
+        ),
+    ] = None,
+    batch_size: Annotated[
+        int | None, typer.Option(help="Of DCP with --context batch: images of every batch.")
+    ] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle at --output, in one step.")
     ] = False,
@@ -64,6 +101,9 @@ def export(
             pretrained=pretrained,
             classes=classes,
             mixing_weight=mixing_weight,
+            context=None if context is None else CONTEXTS[context],
+            calibration=calibration,
+            batch_size=batch_size,
             engine=engine,
             precision=precision,
             force=force,
@@ -92,8 +132,29 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
     console.print("Reference images, against the un-folded model:", parity, sep="\n")
     console.print("Cost of one image, and of one text row of full length:", graphs, sep="\n")
     new = "" if manifest.new_classes.allowed else " No new classes: " + manifest.new_classes.reason
+    if context := manifest.history[-1].get("context"):
+        console.print(describe_context(context), soft_wrap=True)
     console.print(
         f"{manifest.method}, {len(manifest.classes)} classes.{new}\n"
         f"{output} written in {seconds:.1f} s. Next: vlp classify images/ --bundle {output}",
         soft_wrap=True,
     )
+
+
+def describe_context(record: Mapping[str, Any]) -> str:
+    """What DCP's prompts are made of, from the record that the exporter keeps of it."""
+    match record:
+        case {"context": "frozen", "images": images, "of": source}:
+            return f"Context frozen over the {images} images of {source}: prompts are constants."
+        case {"context": "frozen"}:
+            return "Context frozen over the training images: prompts are constants."
+        case {"context": "per_sample", "times_frozen": cost}:
+            return (
+                f"Context per_sample: each image makes its own prompts, for {cost:.3f} times the "
+                "arithmetic of a frozen context. For that one pass --calibration DATA."
+            )
+        case _:
+            return (
+                f"Context batch: ANSWERS DEPEND ON THE OTHER IMAGES OF A BATCH, which has to have "
+                f"exactly {record['batch_size']}. For reproduction of published numbers only."
+            )

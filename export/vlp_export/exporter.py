@@ -1,7 +1,6 @@
 """From a prompt checkpoint to a bundle: fold, write graphs, bake classes, prove; then write."""
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,24 +22,25 @@ from vlp_deploy.bundle import (
     write_bundle,
 )
 from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
-from vlp_deploy.class_inputs import ClassSource, Synonyms, build_bank
+from vlp_deploy.class_inputs import Synonyms, build_bank
 from vlp_deploy.class_list import read_class_list
+from vlp_deploy.coupled import fixed_batch
 from vlp_deploy.dual import check_together, has_visual_prompts
 from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
 from vlp_deploy.files import sha256_of
 from vlp_deploy.tokenizer import VOCABULARY_PATH
 from vlp_export.backbone import load_backbone
-from vlp_export.class_texts import class_source, new_classes, prompt_tensors
+from vlp_export.class_texts import new_classes, prompt_tensors
+from vlp_export.contexts import Context, ContextChoice, settle_context
 from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
 from vlp_export.further import further_banks
-from vlp_export.graphs import Graphs
-from vlp_export.parity import ParityReport, Reference, check_parity
-from vlp_export.session import Sessions
+from vlp_export.parity import BATCHES, ParityReport, Reference, check_parity
+from vlp_export.running import Progress, Running
+from vlp_export.selection import Mask, decided_references, golden_answers
 
 PRECISIONS = {"onnx": ("fp32",)}  # engine -> what this version writes for it
-
-Progress = Callable[[str], None]
+ALL = slice(None)  # reference images
 
 
 def export(
@@ -50,6 +50,9 @@ def export(
     pretrained: str | None = None,
     classes: Path | None = None,
     mixing_weight: float | None = None,
+    context: Context | None = None,
+    calibration: Path | None = None,
+    batch_size: int | None = None,
     engine: str = "onnx",
     precision: str = "fp32",
     force: bool = False,
@@ -61,11 +64,13 @@ def export(
     the `train` extra; by default it is what the prompt was tuned with, if that was `vlp-tiny` or a
     tag.
     `classes` is a file of class names to bake instead of those of training. `mixing_weight` takes
-    the place of the one that DPC's training chose. `progress` is told each step. Nothing is written
-    unless the graphs reproduce the checkpoint's reference answers.
+    the place of the one that DPC's training chose. `context`, `calibration` (a place with images)
+    and `batch_size` say what DCP's prompts are made of (`vlp_export.contexts`). `progress` is told
+    each step. Nothing is written unless the graphs reproduce the checkpoint's reference answers.
 
     Raises:
-        CheckpointError: no checkpoint, or one that this version cannot export.
+        CheckpointError: no checkpoint, or one that this version cannot export as asked.
+        DataError: calibration images that cannot be read.
         ModelError: weights that are missing, misshapen or not those of the checkpoint.
         MissingExtraError: a tag, and open_clip is not installed.
         ClassListError: class names that cannot be served.
@@ -80,12 +85,14 @@ def export(
     report("reading checkpoint and weights")
     checkpoint = _load_checkpoint(source)
     weights = load_backbone(checkpoint.header.backbone, pretrained)
+    choice = ContextChoice(context=context, calibration=calibration, batch_size=batch_size)
+    settled = settle_context(checkpoint, weights, choice, report)
     contents = build_bundle(
-        checkpoint,
+        settled.checkpoint,
         weights,
         names=names,
         mixing_weight=mixing_weight,
-        history=_history(checkpoint, source, mixing_weight),
+        history=_history(checkpoint, source, mixing_weight, settled.record),
         progress=report,
     )
     report("writing the bundle")
@@ -109,24 +116,24 @@ def build_bundle(
     """
     report = progress or _silent
     remixed = checkpoint if mixing_weight is None else with_mixing_weight(checkpoint, mixing_weight)
-    model = _Model.of(checkpoint, weights, report)
+    model = Running.of(checkpoint, weights, report)
     trained = [(name,) for name in checkpoint.header.class_names]
     bank = build_bank(model.source, trained)
     report("comparing with the un-folded model")
-    parity = _prove(model, bank, checkpoint)
+    images = decided_references(model, bank, checkpoint)
+    parity = _prove(model, bank, checkpoint, images=images)
     for reference, further in further_banks(model.source, trained).items():
         _prove(model, further, checkpoint, reference=reference)
     golden = Golden(
-        pixels=checkpoint.tensors["reference.pixels"],
+        pixels=checkpoint.tensors["reference.pixels"][images],
         embeddings=parity.embeddings,
-        logits=checkpoint.tensors["reference.logits"],
+        logits=checkpoint.tensors["reference.logits"][images],
     )
     if names is not None or mixing_weight is not None:
         chosen = _checked(checkpoint, names) if names is not None else trained
-        model = model if mixing_weight is None else _Model.of(remixed, weights, report)
+        model = model if mixing_weight is None else Running.of(remixed, weights, report)
         bank = build_bank(model.source, chosen)
-        embeddings, logits = model.sessions.image(golden.pixels, bank)
-        golden = replace(golden, embeddings=embeddings, logits=logits)
+        golden = golden_answers(model, bank, golden.pixels)
     classes = checkpoint.header.class_names if names is None else [first for first, *_ in names]
     return BundleContents(
         manifest=_manifest(
@@ -145,30 +152,6 @@ def build_bundle(
     )
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Model:
-    """A checkpoint's graphs, running, and the way from names to their class inputs."""
-
-    graphs: Graphs
-    sessions: Sessions
-    source: ClassSource
-
-    @classmethod
-    def of(cls, checkpoint: PromptCheckpoint, weights: Weights, report: Progress) -> "_Model":
-        report("writing graphs")
-        graphs = Graphs.of(checkpoint, weights)
-        sessions = Sessions(graphs)
-        source = class_source(
-            checkpoint,
-            sessions,
-            logit_scale=float(np.exp(weights["logit_scale"])),
-            progress=lambda done, total: report(
-                f"embedding class names, {done} of {total} prompts"
-            ),
-        )
-        return cls(graphs=graphs, sessions=sessions, source=source)
-
-
 def _checked(checkpoint: PromptCheckpoint, names: Synonyms) -> Synonyms:
     """The names, if the prompt can serve them. Raises ClassListError."""
     allowed, header = new_classes(checkpoint), checkpoint.header
@@ -180,27 +163,29 @@ def _checked(checkpoint: PromptCheckpoint, names: Synonyms) -> Synonyms:
 
 
 def _prove(
-    model: _Model,
+    model: Running,
     bank: ClassBank,
     checkpoint: PromptCheckpoint,
     *,
+    images: Mask | slice = ALL,
     reference: str = "reference.logits",
 ) -> ParityReport:
     return check_parity(
-        lambda pixels: model.sessions.image(pixels, bank),
+        lambda pixels: model.answer(pixels, bank),
         Reference(
-            pixels=checkpoint.tensors["reference.pixels"],
-            logits=checkpoint.tensors[reference],
+            pixels=checkpoint.tensors["reference.pixels"][images],
+            logits=checkpoint.tensors[reference][images],
             logit_scale=model.source.logit_scale,
             bank=bank,
         ),
         engine="onnx",
+        batches=BATCHES if fixed_batch(model.source.structure) is None else (1,),
     )
 
 
 def _manifest(
     checkpoint: PromptCheckpoint,
-    model: _Model,
+    model: Running,
     parity: ParityReport,
     bank: ClassBank,
     *,
@@ -258,7 +243,10 @@ def _check_supported(engine: str, precision: str) -> None:
 
 
 def _history(
-    checkpoint: PromptCheckpoint, source: Path, mixing_weight: float | None
+    checkpoint: PromptCheckpoint,
+    source: Path,
+    mixing_weight: float | None,
+    context: Mapping[str, Any],
 ) -> tuple[dict[str, Any], ...]:
     """How the prompts came about, then this export."""
     file = source / RUN_FILE if source.is_dir() else source
@@ -270,6 +258,8 @@ def _history(
     }
     if mixing_weight is not None:
         exported["mixing_weight"] = mixing_weight
+    if context:
+        exported["context"] = dict(context)
     return {"step": "prompts", **checkpoint.header.provenance}, exported
 
 

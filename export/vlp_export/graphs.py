@@ -10,6 +10,9 @@ import onnx_ir as ir
 
 from vlp_deploy.bundle import ClassBank, GraphInfo
 from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.class_aware import IMAGE_SMALL, class_graph
+from vlp_deploy.conditioned import CLASS_SUFFIX, MetaNet, prefix_length
+from vlp_deploy.coupled import fixed_batch
 from vlp_deploy.dual import (
     IMAGE_BASE,
     IMAGE_NEW,
@@ -17,9 +20,12 @@ from vlp_deploy.dual import (
     has_visual_prompts,
     mixed_prompts,
 )
-from vlp_deploy.structures import Dual, Plain, Structure
+from vlp_deploy.structures import ClassAware, Conditioned, Coupled, Dual, Plain, Structure
 from vlp_deploy.weights import Floats
+from vlp_export.class_aware_graph import write_class_aware_graph
 from vlp_export.class_texts import text_prompts
+from vlp_export.conditioned_graph import write_conditioned_graph, write_suffix_graph
+from vlp_export.coupled_graph import write_coupled_graph
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import node_count, to_bytes
@@ -42,14 +48,14 @@ class GraphFile:
         """The model, serialised, in a file that is called as its role."""
         return cls(file=f"{role}.onnx", model=model, content=to_bytes(model))
 
-    def info(self, shapes: Mapping[str, Sequence[int]]) -> GraphInfo:
-        """The manifest's record, with FLOPs for inputs of these shapes."""
+    def info(self, shapes: Mapping[str, Sequence[int]], *, images: int = 1) -> GraphInfo:
+        """The manifest's record, with FLOPs for inputs of these shapes, an image."""
         inputs = {str(value.name): shapes[str(value.name)] for value in self.model.graph.inputs}
         return GraphInfo(
             file=self.file,
             opset=self.model.graph.opset_imports[""],
             nodes=node_count(self.model),
-            flops=count_flops(self.model, inputs),
+            flops=count_flops(self.model, inputs) // images,
         )
 
 
@@ -69,15 +75,19 @@ class Graphs:
         """Role → record: FLOPs of one image with these classes, and of one full-length text row."""
         config = checkpoint.header.backbone.config
         size, length = config.vision.image_size, config.text.context_length
+        images = fixed_batch(checkpoint.header.structure) or 1
         shapes = {
-            "image": (1, 3, size, size),
+            "image": (images, 3, size, size),
             **{name: array.shape for name, array in bank.inputs.items()},
             "input_ids": (1, length),
             "eot_index": (1,),
             "slots": (1, length),
             "prompts": text_prompts(checkpoint).shape,
         }
-        return {role: file.info(shapes) for role, file in self.files.items()}
+        return {
+            role: file.info(shapes, images=1 if role == "text" else images)
+            for role, file in self.files.items()
+        }
 
 
 def _plain(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
@@ -98,6 +108,45 @@ def _dual(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
     return {
         role: image_model(checkpoint, weights, tensors) for role, tensors in prompts.items()
     } | text
+
+
+def _conditioned(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+    """Image and text tower in one graph; new classes need their tokens embedded, nothing else."""
+    header = checkpoint.header
+    config = header.backbone.config
+    image = write_conditioned_graph(
+        config,
+        weights,
+        preprocessing=header.preprocessing,
+        prompts=text_prompts(checkpoint),
+        meta_net=MetaNet.of(checkpoint.tensors, config),
+    )
+    prefix = prefix_length(header.text_layout)
+    return {"image": image, CLASS_SUFFIX: write_suffix_graph(config, weights, prefix=prefix)}
+
+
+def _class_aware(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+    """DPT's image tower, with a selector if there are more classes than an image looks for."""
+    header, structure = checkpoint.header, checkpoint.header.structure
+    assert isinstance(structure, ClassAware)
+    role = class_graph(structure, len(header.class_names))
+    image = write_class_aware_graph(
+        header.backbone.config,
+        weights,
+        preprocessing=header.preprocessing,
+        tensors=checkpoint.tensors,
+        selected=None if role == IMAGE_SMALL else structure.selected,
+    )
+    return {role: image, "text": text_model(checkpoint, weights)}
+
+
+def _coupled(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+    """DCP's image tower, with constants folded in or with the coupling that makes prompts."""
+    structure, text = checkpoint.header.structure, text_model(checkpoint, weights)
+    assert isinstance(structure, Coupled)
+    frozen = structure.context == "frozen"
+    write = image_model if frozen else write_coupled_graph
+    return {"image": write(checkpoint, weights), "text": text}
 
 
 def image_model(
@@ -122,4 +171,10 @@ def text_model(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
 
 Writer = Callable[[PromptCheckpoint, Weights], Models]
 
-WRITERS: dict[type[Structure], Writer] = {Plain: _plain, Dual: _dual}
+WRITERS: dict[type[Structure], Writer] = {
+    Plain: _plain,
+    ClassAware: _class_aware,
+    Conditioned: _conditioned,
+    Coupled: _coupled,
+    Dual: _dual,
+}

@@ -1,0 +1,48 @@
+"""A checkpoint's graphs as they run: what proofs and class banks are made with."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.bundle import ClassBank
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.class_inputs import ClassSource
+from vlp_deploy.coupled import one_by_one
+from vlp_export.class_texts import class_source
+from vlp_export.folding import Floats, Weights
+from vlp_export.graphs import Graphs
+from vlp_export.session import Sessions
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Running:
+    """A checkpoint's graphs, running, and the way from names to their class inputs."""
+
+    graphs: Graphs
+    sessions: Sessions
+    source: ClassSource
+
+    @classmethod
+    def of(cls, checkpoint: PromptCheckpoint, weights: Weights, report: Progress) -> "Running":
+        """Write and load the graphs of a checkpoint."""
+        report("writing graphs")
+        graphs = Graphs.of(checkpoint, weights)
+        sessions = Sessions(graphs)
+        source = class_source(
+            checkpoint,
+            sessions,
+            logit_scale=float(np.exp(weights["logit_scale"])),
+            progress=lambda done, total: report(
+                f"embedding class names, {done} of {total} prompts"
+            ),
+        )
+        return cls(graphs=graphs, sessions=sessions, source=source)
+
+    def answer(self, pixels: NDArray[np.uint8], bank: ClassBank) -> tuple[Floats, Floats]:
+        """(B, 3, S, S) → embeddings (B, D) and logits (B, K), where no image sees another."""
+        run = one_by_one(lambda images: self.sessions.image(images, bank), self.source.structure)
+        return run(pixels)
