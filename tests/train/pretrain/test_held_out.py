@@ -3,13 +3,20 @@
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from vlp_train.emoji import STYLES, IconSet, normalised, read_classes
 from vlp_train.pretrain.emoji_names import by_words, common_names, pictures_of, vendor_sets
 from vlp_train.pretrain.few_shot import curve_table, rises
-from vlp_train.pretrain.held_out import COLOUR_SETS, figures, held_out_emoji, held_out_icons
+from vlp_train.pretrain.held_out import (
+    COLOUR_SETS,
+    figures,
+    held_out_emoji,
+    held_out_icons,
+    trained_icons,
+)
 
 BODY = '<path fill="#d22" d="M4 4h16v16H4z"/>'
 
@@ -82,6 +89,19 @@ def test_held_out_icons_are_named_by_captions(vendors: Path) -> None:
     assert pictures.classes == ["hot dog", "ship"]
     assert set(pictures.styles) == set(COLOUR_SETS)
     assert len(pictures.labels) == 2 * len(COLOUR_SETS)
+
+
+def test_trained_icons_are_the_colour_drawings_of_the_corpus(tmp_path: Path) -> None:
+    red = np.zeros((2, 64, 64, 4), dtype=np.uint8)
+    red[:, 8:, 8:] = (255, 0, 0, 255)
+    np.save(tmp_path / "colour.npy", red)
+    rows = [("ink", "ship"), ("colour", "ship"), ("colour", "arrow")]
+    listed = [{"source": source, "captions": [caption]} for source, caption in rows]
+    (tmp_path / "corpus.json").write_text(json.dumps(listed))
+    pictures = trained_icons(tmp_path, ["hot dog", "ship"])
+    assert (pictures.styles, pictures.labels.tolist()) == (["colour"], [1])
+    assert pictures.pixels[0, 0, 0, 0] == pictures.pixels[0, 0, 9, 9]  # white and red
+    assert pictures.pixels[0, 1, 0, 0] > pictures.pixels[0, 1, 9, 9]
 
 
 def test_held_out_styles_are_neither_trained_on_nor_tested() -> None:

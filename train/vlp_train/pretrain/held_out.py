@@ -10,11 +10,15 @@ stays a test. Held out are
 - `openmoji`: emoji of a vendor that is not among the test styles, only of names that are not among
   the shipped classes.
 
+For comparison, `trained` are the corpus's own colour drawings among the classes of `icons`: what is
+remembered beside what is recognised.
+
 Class embeddings are the teacher's, so the figures are the image tower's alone. The last column is
 the mean reciprocal rank, less noisy than top-1.
 """
 
 import argparse
+import json
 import sys
 from collections.abc import Collection, Sequence
 from io import BytesIO
@@ -39,6 +43,7 @@ from vlp_train.pretrain.emoji_names import (
     vendor_sets,
 )
 from vlp_train.pretrain.evaluate import Pictures, image_features, read_captions
+from vlp_train.pretrain.leaks import on_white
 from vlp_train.pretrain.release import CONFIGURATION, load_image_tower
 from vlp_train.pretrain.teacher import Projection, embed
 
@@ -85,6 +90,22 @@ def held_out_icons(icons: Path, captions: Collection[str]) -> Pictures:
     )
 
 
+def trained_icons(corpus: Path, classes: Sequence[str]) -> Pictures:
+    """Return the colour drawings of a packed corpus that are called like one of `classes`."""
+    colour = np.load(corpus / "colour.npy")
+    rows = json.loads((corpus / "corpus.json").read_text(encoding="utf-8"))[-len(colour) :]
+    chosen = [
+        (rgba, row) for rgba, row in zip(colour, rows, strict=True) if row["captions"][0] in classes
+    ]
+    images = [np.asarray(on_white(rgba)).transpose(2, 0, 1) for rgba, _ in chosen]
+    return Pictures(
+        classes=list(classes),
+        pixels=normalise(torch.from_numpy(np.stack(images)).float() / 255),
+        labels=torch.tensor([classes.index(row["captions"][0]) for _, row in chosen]),
+        styles=[row["source"] for _, row in chosen],
+    )
+
+
 def figures(images: Tensor, texts: Tensor, labels: Tensor) -> tuple[float, float, float]:
     """Return top-1, top-5 and mean reciprocal rank, in percent."""
     cosines = images @ texts.T  # (N, C)
@@ -105,9 +126,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     options = parser.parse_args(arguments)
     stored = load_file(options.run / "targets.safetensors")
     projection = Projection(mean=stored["mean"], axes=stored["axes"])
-    captions = read_captions(options.run / "corpus")
+    icons = held_out_icons(options.icons, read_captions(options.run / "corpus"))
     sets = {
-        "icons": held_out_icons(options.icons, captions),
+        "trained": trained_icons(options.run / "corpus", icons.classes),
+        "icons": icons,
         "openmoji": held_out_emoji(options.icons),
     }
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
