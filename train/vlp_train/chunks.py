@@ -84,10 +84,10 @@ def fitting_rows(
 def kept_bytes(tower: TextTower, *, tokens: int, length: float) -> float:
     """What a backward pass needs of `tokens` tokens, in rows of `length` tokens, in float32.
 
-    In every layer a token leaves 14 numbers for each of the tower's widths d: the inputs of two
-    normalisations, query, keys, values and a scaled query, and 2 · 4 d in the perceptron; and two
-    attention weights a head for every token of its row. The weights are frozen, so that linear
-    layers keep nothing.
+    4 bytes · layers · tokens · (14 d + heads · length): in every layer a token leaves the inputs of
+    two normalisations, query, scaled query, key and value, each of the tower's width d, and 2 · 4 d
+    in the perceptron; and in every head an attention weight for each token of its row. Weights are
+    frozen, so linear layers keep nothing.
     """
-    numbers = 14 * tower.width + 2 * tower.heads * length
+    numbers = 14 * tower.width + tower.heads * length
     return 4 * tower.layers * tokens * numbers
