@@ -1,4 +1,4 @@
-"""A DPC run from its command's request to its checkpoint: stage 1, validation, metrics, resuming."""
+"""DPC runs, from request to checkpoint: stage 1, validation, metrics, resuming."""
 
 import json
 from dataclasses import replace
@@ -100,7 +100,7 @@ def test_another_first_stage_is_another_run(
 
     assert again.metrics == finished.metrics
     other = train(request(toy_data, tiny_model, tmp_path / "other", method="coop", shots=4, seed=2))
-    with pytest.raises(TrainingError, match="stage1 was '[0-9a-f]{64}', now '[0-9a-f]{64}'"):
+    with pytest.raises(TrainingError, match=r"stage1 was '[0-9a-f]{64}', now '[0-9a-f]{64}'"):
         train(replace(asked, resume=True, stage1=other.path.parent))
 
 

@@ -143,7 +143,7 @@ def train(
         patch.setattr(method, "end_of_epoch", recording)
         if stop is not None:
             patch.setattr("vlp_train.fit.range", lambda first, last: range(stop), raising=False)
-            patch.setattr(method, "finish", lambda: None)
+            patch.setattr(method, "finish", lambda images: None)
         fit(
             method,
             ImageSet(load_dataset(data).split("train"), method.prompted.preprocessing),
