@@ -47,6 +47,7 @@ def icons(tmp_path: Path) -> Path:
         "my-emoji-2": {"name": "Faces", "license": mit},
         "faces": {"name": "An Emoji Font", "license": mit},
         "brands": {"name": "Brands", "license": mit, "category": "Logos"},
+        "line-md": {"name": "Animated", "license": mit, "category": "UI 24px"},
         "unlicensed": {"name": "No licence given"},
     }
     (folder / "collections.json").write_text(json.dumps(collections))

@@ -7,7 +7,13 @@ import numpy as np
 import pytest
 
 from vlp_train.pretrain.areas import FIRST_PART, areas_of, enclosed_regions
-from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set
+from vlp_train.pretrain.corpus import (
+    Drawing,
+    allowed_sets,
+    clip_art,
+    icons_of_set,
+    is_excluded_drawing,
+)
 from vlp_train.pretrain.pack import ink_of, load_corpus, pack
 from vlp_train.pretrain.render import render
 from vlp_train.pretrain.wordnet import NounLexicon
@@ -19,8 +25,23 @@ def svg(body: str) -> str:
     return RING.format(body)
 
 
-def test_sets_without_licence_or_about_emoji_are_left_out(icons: Path) -> None:
+def test_sets_without_licence_animated_or_about_emoji_are_left_out(icons: Path) -> None:
     assert [each.prefix for each in allowed_sets(icons)] == ["plain", "tinted"]
+
+
+@pytest.mark.parametrize(
+    ("source", "name", "excluded"),
+    [
+        ("glyphs-poly", "grin-tears", True),
+        ("glyphs-poly", "star", True),
+        ("glyphs-poly", "starfish", False),
+        ("glyphs-poly", "saddle", False),
+        ("ph", "star", False),
+        ("openclipart", "tools/weapons/longsword_01.svg", True),
+    ],
+)
+def test_drawings_like_emoji_are_left_out(source: str, name: str, excluded: bool) -> None:
+    assert is_excluded_drawing(source, name) == excluded
 
 
 def test_icons_of_set_caps_variants_and_drops_interface_names(

@@ -16,7 +16,7 @@ from vlp_deploy.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain import corpus
 from vlp_train.pretrain.evaluate import Pictures, by_caption, by_group, hits, read_pictures, table
-from vlp_train.pretrain.leaks import excluded_sources, find_copies
+from vlp_train.pretrain.leaks import excluded_sources, find_copies, is_drawing
 from vlp_train.pretrain.release import (
     CONFIGURATION,
     fit_scale,
@@ -89,6 +89,11 @@ def test_copies_of_an_emoji_are_found_at_another_scale() -> None:
     stranger = other.resize((60, 60), Image.Resampling.NEAREST)
     found = find_copies([copy, stranger], ["copy", "stranger"], {"dog/noto.png": emoji})
     assert [(match.drawing, match.emoji) for match in found] == [("copy", "dog/noto.png")]
+
+
+def test_squares_and_discs_are_no_drawings() -> None:
+    assert not any(map(is_drawing, ("blackcircle", "whitemediumsquare", "whitesquarebutton")))
+    assert all(map(is_drawing, ("circledm", "circustent", "button")))
 
 
 def test_listed_sources_are_permissive_and_not_about_emoji() -> None:

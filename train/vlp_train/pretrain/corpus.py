@@ -47,11 +47,19 @@ EXCLUDED_SETS = frozenset(
         "token-branded",
         "bitcoin-icons",
         "payment",
-        "svg-spinners",
     }
 )
-# Plain shapes that `leaks` finds to look like an emoji.
-EXCLUDED_DRAWINGS = frozenset({("glyphs-poly", "bell"), ("glyphs-poly", "star")})
+# Icons that draw themselves: nothing is there at first.
+ANIMATED_SETS = frozenset({"line-md", "svg-spinners"})
+# Drawings that `leaks` finds to look like an emoji, and yellow faces of a set that has such.
+EXCLUDED_DRAWINGS = {
+    "glyphs-poly": re.compile(
+        r"bell|star|tablet|hand-middle|heart-sparkles|rolling-eyes"
+        r"|(?:angry|dizzy|grin|kiss|laugh|meh|sad|smile|tired|wink)\b.*"
+    ),
+    "meteocons": re.compile(r"overcast-fog"),
+    "openclipart": re.compile(r"tools/(?:weapons/longsword_01|pansement_jean_victor_ba_)\.svg"),
+}
 # Style variants of one name that a set contributes; the same style in another size is no variant.
 VARIANTS_PER_SET = 6
 OPENCLIPART_SKIPPED = (
@@ -118,6 +126,12 @@ def is_excluded(prefix: str, info: dict[str, Any]) -> bool:
     )
 
 
+def is_excluded_drawing(source: str, name: str) -> bool:
+    """Tell whether a drawing of an allowed source looks like an emoji."""
+    pattern = EXCLUDED_DRAWINGS.get(source)
+    return pattern is not None and pattern.fullmatch(name) is not None
+
+
 def allowed_sets(icons: Path) -> list[IconSet]:
     """Return the sets under `icons` that are permissively licensed and not excluded."""
     collections = json.loads((icons / "collections.json").read_text(encoding="utf-8"))
@@ -129,7 +143,9 @@ def allowed_sets(icons: Path) -> list[IconSet]:
             colour=bool(info.get("palette")),
         )
         for prefix, info in sorted(collections.items())
-        if info.get("license", {}).get("spdx") in LICENCES and not is_excluded(prefix, info)
+        if info.get("license", {}).get("spdx") in LICENCES
+        and not is_excluded(prefix, info)
+        and prefix not in ANIMATED_SETS
     ]
 
 
@@ -143,7 +159,7 @@ def icons_of_set(icons: Path, icon_set: IconSet, lexicon: NounLexicon) -> Iterat
     styles: set[str] = set()
     for name, icon in content["icons"].items():
         captions = _captions([name, *aliases.get(name, [])], lexicon)
-        excluded = icon.get("hidden") or (icon_set.prefix, name) in EXCLUDED_DRAWINGS
+        excluded = icon.get("hidden") or is_excluded_drawing(icon_set.prefix, name)
         style = _SIZE.sub("", name)
         if excluded or not captions or style in styles:
             continue
@@ -169,7 +185,8 @@ def clip_art(root: Path, lexicon: NounLexicon) -> Iterator[Drawing]:
     base = root / "usr/share/openclipart/svg"
     for path in sorted((*base.rglob("*.svg"), *base.rglob("*.svgz"))):
         relative = path.relative_to(base).as_posix()
-        if relative.startswith(OPENCLIPART_SKIPPED) or "flag" in relative:
+        skipped = relative.startswith(OPENCLIPART_SKIPPED) or "flag" in relative
+        if skipped or is_excluded_drawing("openclipart", relative):
             continue
         svg = _read_svg(path)
         if len(svg) > MAX_SVG_CHARACTERS:
