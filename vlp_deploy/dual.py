@@ -55,11 +55,13 @@ def base_rows(names: Sequence[Sequence[str]], base_classes: Sequence[str]) -> ND
     """
     if not base_classes:
         return np.zeros(len(names), np.bool_)
-    base = {_tokens(name) for name in base_classes}
-    return np.array([any(_tokens(name) in base for name in synonyms) for synonyms in names])
+    base = {name_tokens(name) for name in base_classes}
+    rows = [any(name_tokens(name) in base for name in synonyms) for synonyms in names]
+    return np.array(rows, np.bool_)
 
 
-def _tokens(name: str) -> tuple[int, ...]:
+def name_tokens(name: str) -> tuple[int, ...]:
+    """What the text tower can tell class names apart by."""
     return tuple(Tokenizer.default().encode(name.replace("_", " ")))
 
 

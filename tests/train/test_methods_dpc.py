@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from tests.train.checkpoints import LABELS, NAMES, PIXELS, build, checkpoint_of, enlarge
 from vlp_deploy.architecture import Preprocessing
 from vlp_deploy.data import load_dataset
+from vlp_deploy.dual import base_rows
 from vlp_deploy.errors import ClassListError, TrainingError
 from vlp_train.clip import Clip
 from vlp_train.dual import DualClip
@@ -342,6 +343,14 @@ def test_base_and_new_classes_side_by_side_have_their_own_prompts(tiny_clip: Cli
     assert (found[:, :1] - new).abs().max() < 1e-3
 
 
+def test_names_that_the_text_tower_reads_alike_are_one_class() -> None:
+    names = [("737-800",), ("Sea_Lion",), ("lion", "sea lion"), ("sea",), ("lion",)]
+
+    found = base_rows(names, ["7 3 7 - 8 0 0", "sea lion"])  # as an import recovers them
+
+    assert found.tolist() == [True, True, True, False, False]
+
+
 def test_base_and_new_classes_side_by_side_are_refused_with_visual_prompts(
     tiny_clip: Clip,
 ) -> None:
@@ -352,7 +361,7 @@ def test_base_and_new_classes_side_by_side_are_refused_with_visual_prompts(
 @pytest.mark.parametrize(
     ("names", "backbone", "options", "message"),
     [
-        (("red fox", "tree", "blue whale"), "coop", {}, "3 classes and the data has 3.*'green fr"),
+        (("red fox", "tree", "blue whale"), "coop", {}, "3 classes and the data has 3.*'green_frog'"),
         (NAMES[:2], "coop", {}, "3 classes and the data has 2, which are others"),
         (NAMES, "vpt", {}, "a prompt of vpt .visual.prompts.*needs text prompts"),
         (NAMES, "zeroshot", {}, "a prompt of zeroshot"),

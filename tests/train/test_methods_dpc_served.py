@@ -132,6 +132,8 @@ def test_base_and_new_classes_together_are_refused_with_visual_prompts(
     contents = bundle(second)
     dpc = load(contents, tmp_path / "dpc")
 
+    with pytest.raises(ClassListError, match="there are no classes"):
+        dpc.with_classes([])
     with pytest.raises(ClassListError, match="one way for base classes and in another for new"):
         dpc.with_classes(["tree", "red fox"])
     with pytest.raises(ClassListError, match="Give only base classes, or only new ones"):

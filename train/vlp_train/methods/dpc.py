@@ -30,8 +30,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.class_list import name_key
-from vlp_deploy.dual import BACKBONE, PARALLEL
+from vlp_deploy.dual import BACKBONE, PARALLEL, name_tokens
 from vlp_deploy.errors import TrainingError
 from vlp_deploy.structures import Dual, Plain
 from vlp_train.images import ImageSet
@@ -315,10 +314,11 @@ def _checked(task: Task) -> PromptCheckpoint:
             "ones: coop without class_specific, kgcoop, deep_language, ivlp, maple or promptsrc"
         )
     trained, given = (
-        {name_key(name) for name in names} for names in (header.class_names, task.class_names)
+        {name_tokens(name): name for name in names}
+        for names in (header.class_names, task.class_names)
     )
-    if trained != given:
-        example = next(iter(sorted(trained ^ given)))
+    if different := trained.keys() ^ given.keys():
+        example = min({**trained, **given}[tokens] for tokens in different)
         raise TrainingError(
             f"--stage1 was tuned on {len(trained)} classes and the data has {len(given)}, which "
             f"are others ({example!r} is in one of them only). Both stages learn the same base "
