@@ -21,9 +21,9 @@ from vlp_deploy.structures import ClassAware, Structure
 IMAGE, IMAGE_SMALL = "image", "image_small"  # roles: with a selector, and without
 
 WARNING = (
-    "DPT tunes the image tower to the classes it was trained on. On others it is reported to fall "
+    "DPT tunes the image tower to the classes it was trained on; on others it is reported to fall "
     "far behind the same CLIP without any prompt (LoGoPrompt, table 1: 29 % against 74 %). Measure "
-    "before you rely on it; CoOp, MaPLe and PromptSRC are made for new classes"
+    "before you rely on it: CoOp, MaPLe and PromptSRC are made for new classes"
 )
 
 
@@ -67,8 +67,7 @@ def check_small(structure: ClassAware, classes: int) -> None:
     """Raise ClassListError for more classes than the graph without a selector can serve."""
     if classes > structure.selected:
         raise ClassListError(
-            f"{classes} classes are too many here: the prompt was trained for no more than "
-            f"{structure.selected}, all of which every image looks for, so its image graph has no "
-            f"selector that could choose among more. Give at most {structure.selected}, or train "
-            "with more classes"
+            f"this prompt serves at most {structure.selected} classes, got {classes}: it was "
+            "trained on no more, so every image looks for all of them, and its graph has no "
+            "selector to choose among more. Give fewer, or train with more classes"
         )

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 from vlp_deploy.bundle import Manifest
+from vlp_deploy.checkpoint import REFERENCE_IMAGES
 from vlp_export.contexts import Context
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
@@ -130,6 +131,11 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
         megabytes = (output / graph.file).stat().st_size / 1e6
         graphs.add_row(role, str(graph.nodes), f"{graph.flops / 1e9:.3f}", f"{megabytes:.1f}")
     console.print("Reference images, against the un-folded model:", parity, sep="\n")
+    if (left_out := REFERENCE_IMAGES - manifest.parity[0].images) > 0:
+        console.print(
+            f"{left_out} of {REFERENCE_IMAGES} images left out: two classes tie for the last place "
+            "among those that are selected for them."
+        )
     console.print("Cost of one image, and of one text row of full length:", graphs, sep="\n")
     new = "" if manifest.new_classes.allowed else " No new classes: " + manifest.new_classes.reason
     if context := manifest.history[-1].get("context"):
@@ -139,6 +145,8 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
         f"{output} written in {seconds:.1f} s. Next: vlp classify images/ --bundle {output}",
         soft_wrap=True,
     )
+    if warning := manifest.new_classes.warning:
+        Console(stderr=True).print(f"New classes: {warning}.", soft_wrap=True, style="yellow")
 
 
 def describe_context(record: Mapping[str, Any]) -> str:

@@ -17,6 +17,7 @@ from tests.export.golden.seeded_clip import (
 from vlp_deploy.architecture import Backbone, Preprocessing, TextLayout, VisualLayout
 from vlp_deploy.bundle import BundleContents
 from vlp_deploy.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.structures import ClassAware, Plain, Structure
 from vlp_deploy.weights import fingerprint as weights_sha256
 from vlp_export.exporter import build_bundle
 
@@ -53,6 +54,28 @@ def layer_by_layer(learned: dict[str, Floats], first: str, deep: str) -> list[Fl
     return layers
 
 
+def dpt_tensors(learned: dict[str, Floats]) -> dict[str, Floats]:
+    """DPT's tensors by the names of a checkpoint, of which class-aware ones are n times there."""
+
+    def stacked(name: str) -> Floats:
+        parts = (learned[f"extractor.{name}".replace("*", str(layer))] for layer in range(layers))
+        return np.stack(list(parts))
+
+    layers = len(learned["extractor.ctx"])
+    return {
+        "text.prompts": learned["prompt_learner.ctx"][None],
+        "visual.prompts": learned["ctx_learner.ctx"],
+        "cavpt.context": learned["extractor.ctx"],
+        "cavpt.meta.weight": stacked("meta_nets.*.weight"),
+        "cavpt.meta.bias": stacked("meta_nets.*.bias"),
+        "cavpt.query.weight": stacked("attns.*.qmlp.weight"),
+        "cavpt.key.weight": stacked("attns.*.kmlp.weight"),
+        "cavpt.value.weight": stacked("attns.*.vmlp.weight"),
+        "cavpt.norm.weight": stacked("lns2.*.weight"),
+        "cavpt.norm.bias": stacked("lns2.*.bias"),
+    }
+
+
 def checkpoint_of(
     case: dict[str, Any],
     expected: dict[str, Floats],
@@ -66,8 +89,10 @@ def checkpoint_of(
         "reference.pixels": seeded_pixels(8, size, case["image_seed"]),
         "reference.logits": expected["logits"],
     }
-    of_dpt = case["method"] == "dpt_vpt"  # its `ctx` are image prompts, and join after `ln_pre`
-    if of_dpt:
+    of_dpt = case["method"].startswith("dpt")  # its image prompts join after `ln_pre`
+    if case["method"] == "dpt":
+        tensors |= dpt_tensors(learned)
+    elif of_dpt:
         tensors["visual.prompts"] = learned["ctx"]
     elif "ctx" in learned and learned["ctx"].ndim == 3:
         tensors["text.class_prompts"] = learned["ctx"]
@@ -80,6 +105,11 @@ def checkpoint_of(
     options = case["hyper_parameters"]
     tokens = options.get("m", 0)
     template = case["selector_or_zero_shot_template" if of_dpt else "template"]
+    structure: Structure = Plain()
+    if case["method"] == "dpt":
+        structure = ClassAware(selected=options["cpn"], selector_template=template)
+        template = "<learned> {}."
+        tensors["reference.selector_logits"] = expected["selector_logits"]
     header = Header(
         method=case["method"],
         hyper_parameters=options,
@@ -92,8 +122,11 @@ def checkpoint_of(
             tokens=tokens, position=options.get("ctp", "end"), official_span=True
         ),
         visual_layout=VisualLayout(
-            tokens=options.get("m_v", 0), pre_ln=not of_dpt, survive_last=True
+            tokens=options.get("m_v", 0),
+            pre_ln=not of_dpt,
+            survive_last=case["method"] != "dpt",
         ),
+        structure=structure,
         preprocessing=Preprocessing(image_size=size),
         provenance={"golden": case["name"]},
     )

@@ -15,7 +15,7 @@ from tests.export.test_golden import HERE, LOCAL_CASES, checkpoint_of, read_case
 from tests.export.test_golden import check as check_export
 from vlp_export.exporter import build_bundle
 from vlp_train.backbones import build_clip
-from vlp_train.prompted import PromptedClip
+from vlp_train.forward import prompted_clip
 
 # what two correct float32 implementations were found to differ by, at a logit scale of 100
 TOLERANCE = 1e-4
@@ -30,19 +30,13 @@ def check(case: dict[str, Any], expected: Any, learned: Any, weights: dict[str, 
     """Plain and fast forward pass against the official logits."""
     checkpoint = checkpoint_of(case, expected, learned, weights)
     header = checkpoint.header
-    prompted = PromptedClip(
-        build_clip(header.backbone.config, weights),
-        header.class_names,
-        templates=header.templates,
-        preprocessing=header.preprocessing,
-        text_layout=header.text_layout,
-        visual_layout=header.visual_layout,
-    )
+    clip = build_clip(header.backbone.config, weights)
+    prompted = prompted_clip(header, clip, header.class_names)
     prompts = {name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()}
     with torch.no_grad():
-        images = prompted.image_features(prompts["reference.pixels"], prompts)
+        pixels = prompts["reference.pixels"]
         plain, fast = (
-            prompted.logits(images, prompted.class_features(prompts, plain=plain)).numpy()
+            prompted.predict(pixels, prompts, prompted.classes(prompts, plain=plain)).numpy()
             for plain in (True, False)
         )
 

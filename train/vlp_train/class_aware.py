@@ -87,12 +87,24 @@ class ClassAwareClip(PromptedClip):
     def select(self, pixels: Tensor, classes: ClassFeatures) -> Selection:
         """The c = min(selected, K) most likely classes by the un-prompted tower."""
         assert isinstance(self.structure, ClassAware)
-        features = F.normalize(self.clip.encode_image(self.normalised(pixels)).float(), dim=-1)
-        logits = self.logits(features, classes.selector)
+        features, logits = self._selector_logits(pixels, classes.selector)
         count = min(self.structure.selected, logits.shape[1])
         return Selection(
             image_features=features, logits=logits, classes=logits.topk(count, dim=1).indices
         )
+
+    @torch.no_grad()
+    def selection_gaps(self, pixels: Tensor) -> Tensor:
+        """How far the last selected class lies before the first rejected one, in logits, (B,).
+
+        Infinite if all classes are selected.
+        """
+        assert isinstance(self.structure, ClassAware)
+        count = self.structure.selected
+        if len(self.class_names) <= count:
+            return torch.full((len(pixels),), torch.inf)
+        best = self._selector_logits(pixels, self._zero_shot(plain=False))[1].topk(count + 1).values
+        return best[:, -2] - best[:, -1]
 
     def see(
         self, pixels: Tensor, prompts: Prompts, classes: ClassFeatures, selected: Tensor
@@ -116,6 +128,11 @@ class ClassAwareClip(PromptedClip):
             x = block(append_tokens(x, join), causal=False)[:, : x.shape[1]]
         features = F.normalize(tower.project(x).float(), dim=-1)
         return Seen(image_features=features, attended=tuple(attended), prompts=tuple(made))
+
+    def _selector_logits(self, pixels: Tensor, zero_shot: Tensor) -> tuple[Tensor, Tensor]:
+        """The un-prompted tower's embeddings (B, D) and logits (B, K)."""
+        features = F.normalize(self.clip.encode_image(self.normalised(pixels)).float(), dim=-1)
+        return features, self.logits(features, zero_shot)
 
     def _zero_shot(self, *, plain: bool) -> Tensor:
         """(K, D). Training does not change it, so the quick way is taken only once."""

@@ -13,8 +13,11 @@ from numpy.typing import NDArray
 from vlp_deploy.architecture import Preprocessing
 from vlp_deploy.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.data import Sample
+from vlp_train.class_aware import ClassAwareClip
 from vlp_train.images import ImageSet
 from vlp_train.prompted import PromptedClip, Prompts
+
+CANDIDATES = 3  # for each reference image
 
 
 def spread_samples(samples: Sequence[Sample], count: int = REFERENCE_IMAGES) -> list[Sample]:
@@ -23,12 +26,22 @@ def spread_samples(samples: Sequence[Sample], count: int = REFERENCE_IMAGES) -> 
     return [by_class[index * len(by_class) // count] for index in range(count)]
 
 
-def reference_pixels(samples: Sequence[Sample], preprocessing: Preprocessing) -> NDArray[np.uint8]:
-    """Eight images as the tower reads them, uint8 (8, 3, S, S)."""
-    images = ImageSet(spread_samples(samples), preprocessing)
-    (batch,) = images.in_order(REFERENCE_IMAGES)
+def reference_pixels(
+    samples: Sequence[Sample], preprocessing: Preprocessing, prompted: PromptedClip | None = None
+) -> NDArray[np.uint8]:
+    """Eight images as the tower reads them, uint8 (8, 3, S, S).
+
+    Where `prompted` selects classes, each is that of three candidates whose selection is clearest:
+    where two classes tie for the last place, equally right exports may give different answers.
+    """
+    candidates = CANDIDATES if isinstance(prompted, ClassAwareClip) else 1
+    count = candidates * REFERENCE_IMAGES
+    (batch,) = ImageSet(spread_samples(samples, count), preprocessing).in_order(count)
     pixels: NDArray[np.uint8] = batch.pixels.numpy()
-    return pixels
+    if not isinstance(prompted, ClassAwareClip):
+        return pixels
+    gaps = prompted.selection_gaps(batch.pixels).cpu().numpy().reshape(-1, candidates)  # (8, 3)
+    return pixels[np.arange(0, count, candidates) + gaps.argmax(axis=1)]
 
 
 @torch.no_grad()

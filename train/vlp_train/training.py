@@ -396,7 +396,9 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
     # from here on in float32 on the CPU, whatever it was trained in
     prompted.to("cpu")
     prompts = {name: value.cpu() for name, value in prompts.items()}
-    pixels = reference_pixels(job.test_samples or job.train_samples, job.preprocessing)
+    pixels = reference_pixels(
+        job.test_samples or job.train_samples, job.preprocessing, prompted
+    )
     checkpoint = PromptCheckpoint(
         header=_header(job, log, seconds=seconds),
         tensors={

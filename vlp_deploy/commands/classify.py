@@ -13,7 +13,7 @@ import typer
 
 from vlp_deploy import __version__
 from vlp_deploy.answers import Answer
-from vlp_deploy.class_list import ClassNames, read_class_list
+from vlp_deploy.class_list import ClassNames, name_key, read_class_list
 from vlp_deploy.classifier import BATCH_SIZE, Classifier
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import atomic_file
@@ -110,6 +110,7 @@ def classify(
     names = read_class_list(classes) if classes else None
     loaded = Classifier.load(bundle, engine, threads or None, device=device)
     classifier = _with_classes(loaded, names, template)
+    _warn_of_new_classes(loaded, names)
     inputs = Inputs(images)
     items = _not_empty(inputs)
     header = RunHeader(
@@ -122,6 +123,7 @@ def classify(
         inputs=tuple(map(_text, images)),
         format=chosen,
         top_k=top_k,
+        batch_size=batch_size,
         decoding=_decoding(classifier, limits, exact_decode=exact_decode),
         embeddings=_text(embeddings) if embeddings else None,
     )
@@ -175,6 +177,15 @@ def _with_classes(
             templates,
             progress=lambda done, total: say(f"{done:,} of {total:,} class texts"),
         )
+
+
+def _warn_of_new_classes(loaded: Classifier, names: ClassNames | None) -> None:
+    """Say what the bundle's method is known for on classes that it was not trained on."""
+    known = {name_key(name) for name in loaded.classes}
+    warning = loaded.bundle.manifest.new_classes.warning
+    new = [label for label, *_ in names or () if name_key(label) not in known]
+    if warning and new:
+        print(f"vlp: warning: {len(new)} classes are new. {warning}", file=sys.stderr)
 
 
 def _not_empty(inputs: Inputs) -> Iterator[Input]:

@@ -8,7 +8,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vlp_deploy.bundle import MANIFEST, Bundle
+from vlp_deploy.bundle import MANIFEST, Bundle, NewClasses
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.embedded import default_bundle
 
@@ -46,7 +46,7 @@ def _show_bundle(bundle: Bundle) -> None:
             "backbone": f"{manifest.backbone.name} ({manifest.backbone.pretrained})",
             "engine": f"{manifest.engine}, {manifest.precision}",
             "classes": _summary(manifest.classes),
-            "new classes": "yes" if manifest.new_classes.allowed else manifest.new_classes.reason,
+            "new classes": _new_classes(manifest.new_classes),
             "templates": " | ".join(manifest.templates),
             "learned": f"{manifest.text_layout.tokens} text tokens "
             f"({manifest.text_layout.position}), {manifest.visual_layout.tokens} visual tokens",
@@ -101,6 +101,12 @@ def _show_rows(console: Console, rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         console.print(f"  {name:<{width}}  {value}")
+
+
+def _new_classes(new: NewClasses) -> str:
+    if not new.allowed:
+        return new.reason
+    return f"yes, but {new.warning}" if new.warning else "yes"
 
 
 def _summary(names: tuple[str, ...]) -> str:

@@ -17,23 +17,27 @@ import torch
 
 HERE = Path(__file__).parent
 KEPT = ("name", "method", "arch", "clip_seed", "classnames", "image_seed", "hyper_parameters")
+TEMPLATES = ("template", "selector_or_zero_shot_template")
+# copies of token embeddings; what DPT uses in training only
+UNUSED = ("token_", "prompt_learner.token_", "classfiers.", "lns.")
 
 
 def extract(source: Path, target: Path) -> None:
     """Write `case.json`, `expected.npz` and, for learned prompts, `learned.npz`."""
     case = json.loads((source / "case.json").read_text())
     target.mkdir(exist_ok=True)
-    kept = {key: case[key] for key in (*KEPT, "template")}
+    kept = {key: case[key] for key in (*KEPT, *TEMPLATES) if key in case}
     (target / "case.json").write_text(json.dumps(kept, indent=1) + "\n")
     shutil.copyfile(source / "expected.npz", target / "expected.npz")
-    if files := case.get("checkpoint_files"):
-        content = torch.load(source / files[0], map_location="cpu", weights_only=False)
-        # token_prefix and token_suffix are copies of token embeddings
-        learned = {
-            key: value.numpy()
-            for key, value in content["state_dict"].items()
-            if not key.startswith(("token_", "prompt_learner.token_"))
-        }
+    learned = {}
+    for file in case.get("checkpoint_files", ()):
+        content = torch.load(source / file, map_location="cpu", weights_only=False)
+        # of several files, such as DPT's, every one has a part of the tensors
+        part = f"{Path(file).parent.name.rpartition('.')[2]}." if case["method"] == "dpt" else ""
+        for key, value in content["state_dict"].items():
+            if not key.startswith(UNUSED):
+                learned[part + key] = value.numpy()
+    if learned:
         np.savez_compressed(target / "learned.npz", **learned)
 
 

@@ -45,7 +45,7 @@ GUIDED_FUSION = 0.1  # weight of the answer of both prompts together while they 
 class DptConfig:
     """How many tokens of each kind, which classes an image looks for, and how the loss is made up.
 
-    The last `class_aware_layers` of the image tower have prompts made of the `selected_classes`
+    The last `class_aware_layers` of the image tower have prompts made of the `selected`
     that are most likely by the un-prompted CLIP and `selector_template`; the layers before them
     have `visual_tokens` each. `learned_keys` are seen beside the image when prompts are made.
     `guidance_epochs` is 30 if left out, and at most half of all epochs. `alpha` weighs the loss
@@ -56,7 +56,7 @@ class DptConfig:
     text_tokens: int = 16
     visual_tokens: int = 10
     class_aware_layers: int = 1
-    selected_classes: int = 10
+    selected: int = 10
     learned_keys: int = 10
     selector_template: str = "a photo of a {}."
     guidance_epochs: int | None = None
@@ -69,7 +69,7 @@ class DptConfig:
             text_tokens=self.text_tokens,
             visual_tokens=self.visual_tokens,
             class_aware_layers=self.class_aware_layers,
-            selected_classes=self.selected_classes,
+            selected=self.selected,
             learned_keys=self.learned_keys,
         )
         check_words(self.words, self.text_tokens)
@@ -110,7 +110,7 @@ class Dpt(Method):
             text_layout=TextLayout(tokens=config.text_tokens),
             visual_layout=VisualLayout(tokens=config.visual_tokens if depth else 0, pre_ln=False),
             structure=ClassAware(
-                selected=config.selected_classes, selector_template=config.selector_template
+                selected=config.selected, selector_template=config.selector_template
             ),
         )
         self.config, self._guided = config, config.guided(0)
