@@ -22,17 +22,18 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp_deploy.bundle import ClassBank
 from vlp_deploy.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.class_inputs import build_bank
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.structures import Coupled
 from vlp_export.calibration import calibration_images
 from vlp_export.coupled_folding import VISUAL_PROMPTS, couple, coupling_weights, text_queries
-from vlp_export.coupled_graph import write_probe_graph, write_unfolded_graph
+from vlp_export.coupled_graph import write_coupled_graph, write_probe_graph, write_unfolded_graph
 from vlp_export.flops import count_flops
 from vlp_export.folding import Floats, Weights
 from vlp_export.graph import to_bytes
-from vlp_export.graphs import Graphs
+from vlp_export.graphs import image_model
 from vlp_export.parity import Reference, check_parity
 from vlp_export.running import Progress, Running
 from vlp_export.session import Session
@@ -138,11 +139,8 @@ def coupling_cost(checkpoint: PromptCheckpoint, weights: Weights) -> float:
         "class_matrix": (config.embed_dim, 1),
         "class_bias": (1,),
     }
-    live, plain = (
-        count_flops(Graphs.of(each, weights).files["image"].model, shapes)
-        for each in (alone, frozen)
-    )
-    return live / plain
+    live = count_flops(write_coupled_graph(alone, weights), shapes)
+    return live / count_flops(image_model(frozen, weights), shapes)
 
 
 def _default(checkpoint: PromptCheckpoint, structure: Coupled, choice: ContextChoice) -> Context:
@@ -210,54 +208,41 @@ def _calibrated(
 ) -> Settled:
     """A context frozen over the user's images, proven on the way."""
     assert choice.calibration is not None
-    preprocessing = checkpoint.header.preprocessing
-    images = calibration_images(choice.calibration, preprocessing)
-    _prove_calibration(checkpoint, weights, report)
+    images = calibration_images(choice.calibration, checkpoint.header.preprocessing)
+    bank = _prove_calibration(checkpoint, weights, report)
     prompts = frozen_context(checkpoint, weights, images.batches, report)
-    frozen = _in_context(_with(checkpoint, {FROZEN: prompts}), context="frozen")
-    report("running the un-folded graph")
-    logits = _unfolded_logits(checkpoint, frozen, weights, list(prompts[1:]), report)
+    unfolded = Session(to_bytes(write_unfolded_graph(checkpoint, weights, list(prompts[1:]))))
+    answers = unfolded({"image": checkpoint.tensors["reference.pixels"], **bank.inputs})
+    frozen = _with(checkpoint, {FROZEN: prompts, "reference.logits": answers["logits"]})
     return Settled(
-        checkpoint=_with(frozen, {"reference.logits": logits}),
+        checkpoint=_in_context(frozen, context="frozen"),
         record={"context": "frozen", "of": choice.calibration.name, "images": images.count},
     )
 
 
-def _prove_calibration(checkpoint: PromptCheckpoint, weights: Weights, report: Progress) -> None:
-    """The context of one image is that image's own. Raises ParityError."""
+def _prove_calibration(
+    checkpoint: PromptCheckpoint, weights: Weights, report: Progress
+) -> ClassBank:
+    """The context of one image is that image's own. Raises ParityError.
+
+    Returns the training classes, which know no image.
+    """
     alone = _in_context(checkpoint, context="per_sample").tensors
     pixels, logits = alone["reference.pixels"], alone["reference.logits"]
-    prompts = frozen_context(checkpoint, weights, lambda: [pixels[:1]], report)
+    report("proving the calibration")
+    prompts = frozen_context(checkpoint, weights, lambda: [pixels[:1]], _silent)
     frozen = _in_context(_with(checkpoint, {FROZEN: prompts}), context="frozen")
-    model = Running.of(frozen, weights, report)
+    model = Running.of(frozen, weights, _silent)
     bank = build_bank(model.source, [(name,) for name in checkpoint.header.class_names])
-    check_parity(
-        lambda images: model.answer(images, bank),
-        Reference(
-            pixels=pixels[:1],
-            logits=logits[:1],
-            logit_scale=model.source.logit_scale,
-            bank=bank,
-        ),
-        engine="onnx",
-        batches=(1,),
+    reference = Reference(
+        pixels=pixels[:1], logits=logits[:1], logit_scale=model.source.logit_scale, bank=bank
     )
+    check_parity(lambda images: model.answer(images, bank), reference, engine="onnx", batches=(1,))
+    return bank
 
 
-def _unfolded_logits(
-    checkpoint: PromptCheckpoint,
-    frozen: PromptCheckpoint,
-    weights: Weights,
-    contexts: list[Floats],
-    report: Progress,
-) -> Floats:
-    """Logits (8, K) of the reference images where the context's prompts are tokens."""
-    source = Running.of(frozen, weights, report).source
-    bank = build_bank(source, [(name,) for name in checkpoint.header.class_names])
-    session = Session(to_bytes(write_unfolded_graph(checkpoint, weights, contexts)))
-    inputs = {"image": checkpoint.tensors["reference.pixels"], **bank.inputs}
-    logits: Floats = session(inputs)["logits"]
-    return logits
+def _silent(_: str) -> None:
+    """Progress of steps within a step."""
 
 
 def _with(checkpoint: PromptCheckpoint, tensors: dict[str, Floats]) -> PromptCheckpoint:
@@ -268,7 +253,7 @@ def _fused(batches: Iterator[Floats], fusing: Literal["mean", "first", "max"]) -
     """One set of prompt states (n, d) of those of all images, (B, n, d) at a time."""
     first = next(batches).astype(np.float64)
     if fusing == "first":
-        return first[0].astype(np.float32)
+        return np.asarray(first[0], np.float32)
     total, count = (first.sum(axis=0) if fusing == "mean" else first.max(axis=0)), len(first)
     for states in batches:
         if fusing == "mean":
