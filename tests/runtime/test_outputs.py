@@ -51,7 +51,10 @@ def classify(
     def run(*arguments: object, inputs: tuple[Path, ...] | None = None) -> Done:
         chosen = inputs or (images, images / "0 ü.png")
         code = cli.run(
-            ["classify", *map(str, (*chosen, "--bundle", fake_bundle, *arguments))],
+            [
+                "classify",
+                *map(str, (*chosen, "--bundle", fake_bundle, "--batch-size", 4, *arguments)),
+            ],
         )
         return Done(code, capfd.readouterr().err)
 
@@ -211,6 +214,7 @@ def test_empty_file_is_no_output_yet(classify, tmp_path: Path) -> None:
     ("options", "difference"),
     [
         (["--top-k", "2"], "top_k was 5 and is 2"),
+        (["--batch-size", "5"], "batch_size was 4 and is 5"),
         (["--exact-decode"], "jpeg was scaled and is exact"),
         (["--max-pixels", "7"], "max_pixels was 178956970 and is 7"),
         (["--timeout", "0"], "seconds was 60.0 and is None"),
@@ -287,7 +291,7 @@ def test_damaged_rows_and_headers_are_refused(classify, tmp_path: Path) -> None:
     classify("--output", output)
     as_if_broken_off(output)
     lines = output.read_bytes().splitlines(True)
-    output.write_bytes(lines[0] + b"\0\0\0\n" + lines[2])
+    output.write_bytes(lines[0] + b"\0\0\0\n" + b"".join(lines[2:]))
     assert "row 2 cannot be read" in classify("--output", output).stderr
 
     header_path(output).write_bytes(b"{}")

@@ -37,9 +37,9 @@ class Output(ABC):
         return
 
 
-def common_rows(outputs: list[Output]) -> int:
-    """The most rows that every output can keep."""
+def common_rows(outputs: list[Output], *, step: int) -> int:
+    """The most rows, a multiple of `step`, that every output can keep."""
     rows = min(output.rows() for output in outputs)
-    while (lower := min(output.floor(rows) for output in outputs)) < rows:
+    while (lower := min(output.floor(rows - rows % step) for output in outputs)) < rows:
         rows = lower
     return rows

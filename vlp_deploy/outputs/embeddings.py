@@ -60,9 +60,9 @@ class NpyFile(Output):
 class EmbeddingParts(PartsFolder):
     """Columns path, path_b64 and embedding, a list of D float32."""
 
-    def __init__(self, path: Path, width: int) -> None:
+    def __init__(self, path: Path, width: int, *, step: int) -> None:
         self._width = width
-        super().__init__(path)
+        super().__init__(path, step=step)
 
     def _make_schema(self, arrow: ModuleType) -> Any:
         vector = arrow.list_(arrow.float32(), self._width)
@@ -79,9 +79,11 @@ class EmbeddingParts(PartsFolder):
         }
 
 
-def embedding_output(path: Path, width: int) -> Output:
+def embedding_output(path: Path, width: int, *, step: int) -> Output:
     """The output that a path's suffix asks for, one of EMBEDDING_SUFFIXES."""
-    return EmbeddingParts(path, width) if path.suffix == ".parquet" else NpyFile(path, width)
+    if path.suffix == ".parquet":
+        return EmbeddingParts(path, width, step=step)
+    return NpyFile(path, width)
 
 
 def _npy_header(rows: int, width: int) -> bytes:

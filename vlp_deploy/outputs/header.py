@@ -44,6 +44,7 @@ class RunHeader(Record, frozen=True, kw_only=True):
     inputs: tuple[str, ...]  # as they were named
     format: str
     top_k: int
+    batch_size: int  # other batches round the last digits otherwise
     decoding: Decoding
     embeddings: str | None  # where they are
     finished: Finished | None = None

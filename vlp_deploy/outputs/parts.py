@@ -4,6 +4,7 @@ All parts but the last have the same number of rows, so that a run that was brok
 leaves the same files as one that was not. Readers of Parquet take the folder for one table.
 """
 
+import math
 import os
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -22,13 +23,14 @@ ROWS_A_PART = 2048
 
 
 class PartsFolder(Output):
-    """Parquet parts of a schema that a subclass knows.
+    """Parquet parts of a schema that a subclass knows, their rows a multiple of `step`.
 
     Raises MissingExtraError without pyarrow, and DataError if another process writes the folder or
     something else is in it.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, step: int) -> None:
+        self._rows_a_part = step * math.ceil(ROWS_A_PART / step)
         self._arrow = _pyarrow()
         self._schema = self._make_schema(self._arrow)
         self._path = path
@@ -62,7 +64,7 @@ class PartsFolder(Output):
 
     def write(self, answer: Answer) -> None:
         self._rows.append(self._record(answer))
-        if len(self._rows) == ROWS_A_PART:
+        if len(self._rows) == self._rows_a_part:
             self._write_part()
 
     def finish(self) -> None:
@@ -95,7 +97,8 @@ class PartsFolder(Output):
         """The parts that are full and begin the table, as far as `rows`."""
         full: list[Path] = []
         for part in self._parts():
-            if self._rows_of(part) != ROWS_A_PART or (len(full) + 1) * ROWS_A_PART > rows:
+            is_full = self._rows_of(part) == self._rows_a_part
+            if not is_full or (len(full) + 1) * self._rows_a_part > rows:
                 break
             full.append(part)
         return full

@@ -58,7 +58,7 @@ class Run:
         stored = None if force else _continuable(path, header)
         if stored is None:
             _delete(path, force=force)
-        main = _main_output(path, header.format)
+        main = _main_output(path, header)
         outputs = [*_embeddings(header, width, force=force, keep=stored), main]
         finished = stored.finished if stored else None
         if finished and any(output.rows() != finished.inputs for output in outputs):
@@ -78,7 +78,8 @@ class Run:
 
         Raises DataError if they are other inputs than before.
         """
-        rows = common_rows(self._outputs) if self._saved else 0
+        # Cut to whole batches: made of the same images, they give the same answers to the last bit.
+        rows = common_rows(self._outputs, step=self._saved.header.batch_size) if self._saved else 0
         for row in self._saved.main.kept(rows) if self._saved else ():
             self._compare(row, next(inputs, None))
             self.rows += 1
@@ -167,8 +168,10 @@ def _delete(path: Path, *, force: bool) -> None:
         os.close(handle)
 
 
-def _main_output(path: Path, format: str) -> LineFile | AnswerParts:
-    return AnswerParts(path) if format == "parquet" else LineFile(path, LINE_FORMATS[format])
+def _main_output(path: Path, header: RunHeader) -> LineFile | AnswerParts:
+    if header.format == "parquet":
+        return AnswerParts(path, step=header.batch_size)
+    return LineFile(path, LINE_FORMATS[header.format])
 
 
 def _embeddings(
@@ -180,4 +183,4 @@ def _embeddings(
     path = Path(header.embeddings)
     if keep is None:
         _delete(path, force=force)
-    return [embedding_output(path, width)]
+    return [embedding_output(path, width, step=header.batch_size)]
