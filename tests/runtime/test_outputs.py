@@ -1,6 +1,7 @@
 """An output that was broken off anywhere ends as one that was not; anything else is refused."""
 
 import fcntl
+import itertools
 import json
 import os
 import shutil
@@ -174,6 +175,27 @@ def test_complete_output_is_left_alone(classify, tmp_path: Path, name: str) -> N
         "vlp: the output is complete already: 9 inputs, 1 failed; --force begins anew\n"
     )
     assert everything(output.parent) == before
+
+
+def test_interrupted_run_says_how_to_go_on(
+    classify, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole, output = tmp_path / "whole.jsonl", tmp_path / "out.jsonl"
+    classify("--output", whole)
+    stream = Classifier.stream
+
+    def interrupted(*arguments, **options):
+        yield from itertools.islice(stream(*arguments, **options), 6)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Classifier, "stream", interrupted)
+    done = classify("--output", output)
+    monkeypatch.undo()
+
+    assert done.code == 130
+    assert "6 inputs are answered; the same command goes on from there" in done.stderr
+    assert classify("--output", output).code == 1
+    assert output.read_bytes() == whole.read_bytes()
 
 
 def test_complete_output_that_was_cut_is_continued(classify, tmp_path: Path) -> None:

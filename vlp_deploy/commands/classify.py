@@ -260,10 +260,16 @@ def _is_stdout(output: Path) -> bool:
 
 def _write(answers: Iterator[Answer], run: Run, inputs: Inputs, *, shown: bool) -> None:
     """Write all answers, or as many as there are when somebody interrupts."""
-    with progress_bar(inputs.count, begun=run.rows, shown=shown) as show:
-        for answer in answers:
-            run.write(answer)
-            show(run.rows, run.failed)
+    try:
+        with progress_bar(inputs.count, begun=run.rows, shown=shown) as show:
+            for answer in answers:
+                run.write(answer)
+                show(run.rows, run.failed)
+    except KeyboardInterrupt:
+        if run.can_continue:
+            text = f"vlp: {run.rows:,} inputs are answered; the same command goes on from there"
+            print(text, file=sys.stderr)
+        raise
     run.finish()
 
 

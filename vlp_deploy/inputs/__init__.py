@@ -12,6 +12,7 @@ Every input is looked at by its name:
 Archives and tables count where they are named, not where a folder holds them.
 """
 
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -49,9 +50,9 @@ class Inputs:
         for path in map(str, self.paths):
             if path == STDIN:
                 yield from listed_paths(self.stdin)
-            elif Path(path).is_dir():
+            elif os.path.isdir(path):
                 yield from folder_items(path, self.tally)
-            elif (read := _reader(path)) and Path(path).is_file():
+            elif (read := _reader(path)) and os.path.isfile(path):
                 yield from read(path, self.tally)
             else:
                 yield path

@@ -73,6 +73,11 @@ class Run:
         main = LineStream(file, LINE_FORMATS[header.format])
         return cls([*_embeddings(header, width, force=force, keep=None), main], saved=None)
 
+    @property
+    def can_continue(self) -> bool:
+        """Whether a later run can go on where this one is broken off."""
+        return self._saved is not None
+
     def skip_answered(self, inputs: Iterator[Input]) -> None:
         """Take the inputs whose answers are there, and cut what is not whole behind them.
 
