@@ -56,6 +56,28 @@ class Attention(nn.Module):
         shared, own = weights.split([shared.shape[-1], length], dim=-1)
         return self._merge(_times_shared(shared, before[1]) + own @ values)
 
+    def decoupled(
+        self, x: Tensor, beside: KeysValues, gate: Tensor | None, *, fixed: bool, causal: bool
+    ) -> Tensor:
+        """`x` (N, L, d) attends to itself, and apart from it to `beside`, (1 or N, h, m, d/h) each.
+
+        Both answers are mixed by the share that softmax over all keys would give to `beside`. A
+        `gate` (1, h, 1, 1) is added to the share's logit, or is that logit if it is `fixed`.
+        """
+        query, keys, values = self._project(x)
+        query = query * query.shape[-1] ** -0.5
+        scores = query @ keys.transpose(2, 3)  # (N, h, L, L)
+        if causal:
+            future = torch.ones(scores.shape[-2:], dtype=torch.bool, device=x.device).triu(1)
+            scores = scores.masked_fill(future, -torch.inf)
+        others = query @ beside[0].transpose(2, 3)  # (N, h, L, m)
+        odds = others.logsumexp(-1, keepdim=True) - scores.logsumexp(-1, keepdim=True)
+        if gate is not None:
+            odds = gate.expand_as(odds) if fixed else odds + gate
+        share = odds.sigmoid()  # (N, h, L, 1)
+        own = scores.softmax(-1) @ values
+        return self._merge((1 - share) * own + share * (others.softmax(-1) @ beside[1]))
+
     def keys_values(self, x: Tensor) -> KeysValues:
         """(N, L, d) → keys and values (N, h, L, d/h)."""
         _, keys, values = self._project(x)

@@ -7,11 +7,20 @@ from collections.abc import Sequence
 
 from vlp_deploy.bundle import Manifest
 from vlp_deploy.checkpoint import Header
-from vlp_deploy.structures import ClassAware, Conditioned, Coupled, Dual, Plain, Structure
+from vlp_deploy.structures import (
+    ClassAware,
+    Conditioned,
+    Coupled,
+    Decoupled,
+    Dual,
+    Plain,
+    Structure,
+)
 from vlp_train.class_aware import ClassAwareClip
 from vlp_train.clip import Clip
 from vlp_train.conditioned import ConditionedClip
 from vlp_train.coupled import CoupledClip
+from vlp_train.decoupled import DecoupledClip
 from vlp_train.dual import DualClip
 from vlp_train.prompted import PromptedClip
 
@@ -20,6 +29,7 @@ FORWARDS: dict[type[Structure], type[PromptedClip]] = {
     ClassAware: ClassAwareClip,
     Conditioned: ConditionedClip,
     Coupled: CoupledClip,
+    Decoupled: DecoupledClip,
     Dual: DualClip,
 }
 

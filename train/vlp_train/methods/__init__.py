@@ -14,6 +14,7 @@ from vlp_train.methods.coop import CoOp, CoOpConfig
 from vlp_train.methods.dcp import Dcp, DcpConfig
 from vlp_train.methods.deep_language import DeepLanguage, DeepLanguageConfig
 from vlp_train.methods.dpc import DpcConfig, dpc
+from vlp_train.methods.dpl import Dpl, DplConfig
 from vlp_train.methods.dpt import Dpt, DptConfig
 from vlp_train.methods.ivlp import Ivlp, IvlpConfig
 from vlp_train.methods.kgcoop import KgCoOp, KgCoOpConfig
@@ -61,6 +62,7 @@ METHODS: dict[str, Entry] = {
     "dpt": Entry("tokens of both towers, and some of an image's likely classes", DptConfig, Dpt),
     "dcp": Entry("text and image tokens that attend to each other", DcpConfig, Dcp),
     "dpc": Entry("a second prompt beside that of --stage1", DpcConfig, dpc),
+    "dpl": Entry("prompts that towers read beside their tokens", DplConfig, Dpl),
 }
 
 
