@@ -15,6 +15,7 @@ from tests.export.test_golden import HERE, LOCAL_CASES, checkpoint_of, read_case
 from tests.export.test_golden import check as check_export
 from vlp_export.exporter import build_bundle
 from vlp_train.backbones import build_clip
+from vlp_train.conditioned import meta_shift
 from vlp_train.forward import prompted_clip
 
 # what two correct float32 implementations were found to differ by, at a logit scale of 100
@@ -49,6 +50,24 @@ def test_official_logits(name: str, weights: dict[str, Floats]) -> None:
     check(*read_case(HERE / name), weights)
 
 
+def test_official_shift_and_class_features_of_each_image(weights: dict[str, Floats]) -> None:
+    case, expected, learned = read_case(HERE / "cocoop-m4-tiny")
+    checkpoint = checkpoint_of(case, expected, learned, weights)
+    clip = build_clip(checkpoint.header.backbone.config, weights)
+    prompted = prompted_clip(checkpoint.header, clip, checkpoint.header.class_names)
+    prompts = {name: torch.from_numpy(value) for name, value in checkpoint.tensors.items()}
+    with torch.no_grad():
+        images = prompted.image_features(prompts["reference.pixels"], prompts)
+
+        shift = meta_shift(prompts, images)
+        classes = prompted.classes(prompts)(images)
+
+    texts = expected["text_features"]  # (B, K, D), as long as the tower makes them
+    texts = texts / np.linalg.norm(texts, axis=-1, keepdims=True)
+    np.testing.assert_allclose(shift, expected["meta_shift"], rtol=0, atol=1e-5)
+    np.testing.assert_allclose(classes, texts, rtol=0, atol=5e-6)
+
+
 class _TolerantUnpickler(pickle.Unpickler):
     """Stands in for classes of the training code, which is not installed."""
 
@@ -72,6 +91,7 @@ def weights_of(arch: str, seed: int) -> dict[str, Floats]:
 @pytest.mark.parametrize(
     "name",
     [
+        "cocoop-m4",
         "coop-end-tiny",
         "coop-middle-csc-tiny",
         "coop-middle-m4-words",
