@@ -27,6 +27,20 @@ class ConstantRows(NamedTuple):
     repeat: Repeater
 
 
+class GatedRows(NamedTuple):
+    """Further keys and values whose weight beside the tokens' a gate decides (DPL).
+
+    `bias` (1, h, 1, 1) is added to their scores; or `share` is what they have of the answer and
+    `rest` what the tokens have.
+    """
+
+    keys: Value  # (1 or B, h, d/h, m)
+    values: Value  # (B, h, m, d/h)
+    bias: Value | None = None
+    share: Value | None = None
+    rest: Value | None = None
+
+
 class Attend(Protocol):
     """Writes attention of `projections`, merged over the heads to the query's shape."""
 
@@ -38,7 +52,7 @@ class Attend(Protocol):
         heads: int,
         one_query: bool = False,
         mask: Value | None = None,
-        constants: ConstantRows | None = None,
+        constants: ConstantRows | GatedRows | None = None,
     ) -> Value: ...
 
 
@@ -57,7 +71,7 @@ def decomposed(
     heads: int,
     one_query: bool = False,
     mask: Value | None = None,
-    constants: ConstantRows | None = None,
+    constants: ConstantRows | GatedRows | None = None,
 ) -> Value:
     """MatMul, Softmax, MatMul: every engine reads it. The keys are written transposed at once."""
     split_heads = graph.integers(0, 0, heads, -1)
@@ -70,7 +84,7 @@ def decomposed(
     keys = graph.op("Transpose", keys, perm=[0, 2, 3, 1])  # (B, h, d/h, S)
     values = graph.op("Reshape", projections.values, split_heads)
     values = graph.op("Transpose", values, perm=[0, 2, 1, 3])  # (B, h, S, d/h)
-    if constants is not None:
+    if isinstance(constants, ConstantRows):
         name, (more_keys, more_values), repeat = constants
         more = repeat(f"{name}.keys", more_keys.swapaxes(2, 3))
         keys = graph.op("Concat", keys, more, axis=3)  # (B, h, d/h, S + m)
@@ -79,11 +93,35 @@ def decomposed(
     scores = graph.op("MatMul", query, keys)  # (B, h, T, S)
     if mask is not None:
         scores = graph.op("Add", scores, mask)
-    attended = graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)  # (B, h, T, d/h)
+    if isinstance(constants, GatedRows):
+        attended = _gated(graph, query, scores, values, constants)
+    else:
+        attended = _read(graph, scores, values)  # (B, h, T, d/h)
     if one_query:
         return graph.op("Reshape", attended, graph.integers(0, -1))
     attended = graph.op("Transpose", attended, perm=[0, 2, 1, 3])
     return graph.op("Reshape", attended, graph.integers(0, 0, -1))
+
+
+def _gated(
+    graph: GraphBuilder, query: Value, scores: Value, values: Value, rows: GatedRows
+) -> Value:
+    """One softmax over tokens and further rows, or two that are mixed by a fixed share.
+
+    Queries (B, h, T, d/h), scores (B, h, T, S), values (B, h, S, d/h) → (B, h, T, d/h).
+    """
+    others = graph.op("MatMul", query, rows.keys)  # (B, h, T, m)
+    if rows.share is not None and rows.rest is not None:
+        own = graph.op("Mul", _read(graph, scores, values), rows.rest)
+        return graph.op("Add", own, graph.op("Mul", _read(graph, others, rows.values), rows.share))
+    if rows.bias is not None:
+        others = graph.op("Add", others, rows.bias)
+    scores = graph.op("Concat", scores, others, axis=3)  # (B, h, T, S + m)
+    return _read(graph, scores, graph.op("Concat", values, rows.values, axis=2))
+
+
+def _read(graph: GraphBuilder, scores: Value, values: Value) -> Value:
+    return graph.op("MatMul", graph.op("Softmax", scores, axis=-1), values)
 
 
 PORTABLE = Dialect(opset=18, attend=decomposed)

@@ -20,12 +20,21 @@ from vlp_deploy.dual import (
     has_visual_prompts,
     mixed_prompts,
 )
-from vlp_deploy.structures import ClassAware, Conditioned, Coupled, Dual, Plain, Structure
+from vlp_deploy.structures import (
+    ClassAware,
+    Conditioned,
+    Coupled,
+    Decoupled,
+    Dual,
+    Plain,
+    Structure,
+)
 from vlp_deploy.weights import Floats
 from vlp_export.class_aware_graph import write_class_aware_graph
 from vlp_export.class_texts import text_prompts
 from vlp_export.conditioned_graph import write_conditioned_graph, write_suffix_graph
 from vlp_export.coupled_graph import write_coupled_graph
+from vlp_export.decoupled_graph import text_prompts_beside, write_decoupled_graph
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import node_count, to_bytes
@@ -149,6 +158,13 @@ def _coupled(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
     return {"image": write(checkpoint, weights), "text": text}
 
 
+def _decoupled(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+    """DPL's towers: prompts are constants in both, and new classes need no input for them."""
+    config = checkpoint.header.backbone.config
+    text = write_text_graph(config, weights, beside=text_prompts_beside(checkpoint))
+    return {"image": write_decoupled_graph(checkpoint, weights), "text": text}
+
+
 def image_model(
     checkpoint: PromptCheckpoint, weights: Weights, tensors: Mapping[str, Floats] | None = None
 ) -> ir.Model:
@@ -176,5 +192,6 @@ WRITERS: dict[type[Structure], Writer] = {
     ClassAware: _class_aware,
     Conditioned: _conditioned,
     Coupled: _coupled,
+    Decoupled: _decoupled,
     Dual: _dual,
 }

@@ -4,15 +4,21 @@ Legend: N rows, L tokens, J prompted layers, m prompt tokens, d width, D joint w
 dynamic; J is written into the graph.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 import onnx_ir as ir
 
 from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.errors import CheckpointError
-from vlp_export.dialects import PORTABLE, Dialect
+from vlp_export.dialects import PORTABLE, Dialect, GatedRows
 from vlp_export.folding import Weights
 from vlp_export.graph import GraphBuilder, Value
 from vlp_export.transformer import Transformer, normalised
+
+Pick = Callable[[Value], Value]  # (N, L, d) → (N, d), the end of text
+Read = Callable[[Value, int], GatedRows | None]  # tokens (N, L, d) and layer → keys and values
+BesideTokens = Callable[[Transformer, Value, Pick], Read]  # given an input with N on its first axis
 
 
 def write_text_graph(
@@ -20,13 +26,15 @@ def write_text_graph(
     weights: Weights,
     *,
     prompted_layers: int = 1,
+    beside: BesideTokens | None = None,
     dialect: Dialect = PORTABLE,
 ) -> ir.Model:
     """Write the graph `input_ids`, `eot_index`, `slots`, `prompts` → `feature`, `embedding`.
 
     `input_ids` int64 (N, L); `eot_index` int64 (N,), where the feature is read; `slots` int64
     (N, L): -1 for the token itself, j for prompt j; `prompts` (J, m, d), m may be 0; `feature`
-    (N, D); `embedding` (N, D), L2-normalised. Raises CheckpointError if J exceeds the layers.
+    (N, D); `embedding` (N, D), L2-normalised. `beside` writes what tokens read beside each other,
+    once the transformer is known. Raises CheckpointError if J exceeds the layers.
     """
     tower = config.text
     if not 1 <= prompted_layers <= tower.layers:
@@ -54,22 +62,30 @@ def write_text_graph(
     x = replace(graph.op("Gather", tokens, ids, axis=0), layer=0)  # (N, L, d)
     x = graph.op("Add", x, _positions(graph, weights, length))
     mask = _causal_mask(graph, tower.context_length, length)
+    rows = graph.op("Unsqueeze", eot, graph.integers(1))  # (N, 1)
+
+    def pick(t: Value) -> Value:
+        return graph.op("GatherND", t, rows, batch_dims=1)
+
+    read = _nothing if beside is None else beside(transformer, ids, pick)
     for layer in range(tower.layers):
         if 1 <= layer < prompted_layers:
             x = replace(x, layer=layer)
         if layer < tower.layers - 1:
-            x = transformer.block(x, layer, mask=mask)
-    rows = graph.op("Unsqueeze", eot, graph.integers(1))  # (N, 1)
+            x = transformer.block(x, layer, mask=mask, constants=read(x, layer))
     mask = graph.op("Gather", mask, eot, axis=0)  # (N, L): what each end of text may see
     mask = graph.op("Unsqueeze", mask, graph.integers(1, 2))  # (N, 1, 1, L)
-    x = transformer.last_block(
-        x, lambda t: graph.op("GatherND", t, rows, batch_dims=1), mask=mask
-    )  # (N, d)
+    constants = read(x, tower.layers - 1)
+    x = transformer.last_block(x, pick, mask=mask, constants=constants)  # (N, d)
 
     feature = transformer.project(transformer.norm(x, "ln_final"), "text_projection")
     graph.output("feature", feature, ("N", config.embed_dim))
     graph.output("embedding", normalised(graph, feature), ("N", config.embed_dim))
     return graph.model()
+
+
+def _nothing(x: Value, layer: int) -> None:
+    """Tokens read each other only."""
 
 
 class _Replacement:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from vlp_deploy.architecture import TextTower, VisionTower
-from vlp_export.dialects import ConstantRows, Dialect, Projections
+from vlp_export.dialects import ConstantRows, Dialect, GatedRows, Projections
 from vlp_export.folding import LAYER_NORM_EPSILON, Floats, Weights, scaled_input_projection
 from vlp_export.graph import GraphBuilder, Value
 
@@ -29,7 +29,7 @@ class Transformer:
         layer: int,
         *,
         mask: Value | None = None,
-        constants: ConstantRows | None = None,
+        constants: ConstantRows | GatedRows | None = None,
     ) -> Value:
         """A pre-norm block, (B, T, d) → (B, T, d)."""
         projections = self.projections(x, layer)
@@ -41,7 +41,7 @@ class Transformer:
         pick: Callable[[Value], Value],
         *,
         mask: Value | None = None,
-        constants: ConstantRows | None = None,
+        constants: ConstantRows | GatedRows | None = None,
     ) -> Value:
         """R2: the last block for the only token that is read behind it, (B, T, d) → (B, d).
 
@@ -95,7 +95,7 @@ class Transformer:
         *,
         one_query: bool = False,
         mask: Value | None = None,
-        constants: ConstantRows | None = None,
+        constants: ConstantRows | GatedRows | None = None,
     ) -> Value:
         """The rest of a block: `x`, of the queries' shape, plus attention, plus the perceptron."""
         name = self.name_of(layer)
