@@ -92,10 +92,14 @@ SHOWN = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model as its authors' code saved it. DPT has several parts, all others only `model`."""
+    """A model as its authors' code saved it. DPT has several parts, all others only `model`.
+
+    `stage1` is the run that a second stage started from.
+    """
 
     kind: Kind
     parts: Mapping[Part, OfficialFile]
+    stage1: "Source | None" = None
 
     @property
     def model(self) -> OfficialFile:
@@ -103,12 +107,12 @@ class Source:
         return self.parts.get("model") or self.parts["visual"]
 
     @property
-    def epoch(self) -> int | None:
-        """How many epochs were trained, as the files say."""
-        return self.model.epoch
+    def stages(self) -> "tuple[Source, ...]":
+        """This and what it started from."""
+        return (self,) if self.stage1 is None else (self, self.stage1)
 
 
-def detect(files: Sequence[OfficialFile], *, stage1: bool = False) -> Source:
+def detect(files: Sequence[OfficialFile], *, stage1: Source | None = None) -> Source:
     """What the files are. A second stage of DPC looks like CoOp: `stage1` says that it is one.
 
     Raises CheckpointError if they are nothing known, or a part is missing.
@@ -124,18 +128,24 @@ def detect(files: Sequence[OfficialFile], *, stage1: bool = False) -> Source:
         return _of_dpt(found, files)
     ((sign, file),) = found.items()
     if stage1:
-        if sign != "coop":
-            raise CheckpointError(
-                f"{file.path} is of {sign}: official code of DPC exists for CoOp. Leave out "
-                "-O stage1= to import it as it is"
-            )
-        sign = "dpc"
+        return _second_stage(sign, file, stage1)
     if sign == "promptkd":
         raise CheckpointError(
             f"{file.path} is a student of PromptKD, whose text side lives in a second, larger "
             "CLIP: not supported"
         )
     return Source(kind=sign, parts={"model": file})  # type: ignore[arg-type]
+
+
+def _second_stage(sign: str, file: OfficialFile, stage1: Source) -> Source:
+    """DPC, whose two stages are runs of one method; official code exists for CoOp."""
+    for of, path in ((sign, file.path), (stage1.kind, stage1.model.path)):
+        if of != "coop":
+            raise CheckpointError(
+                f"{path} is of {of}: official code of DPC exists for CoOp. Leave out -O stage1= to "
+                "import it as it is"
+            )
+    return Source(kind="dpc", parts={"model": file}, stage1=stage1)
 
 
 def _of_dpt(found: Mapping[str, OfficialFile], files: Sequence[OfficialFile]) -> Source:

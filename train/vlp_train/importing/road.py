@@ -62,7 +62,8 @@ CONVERTERS: Mapping[Kind, Converter] = {
     "dpt_vlp": plain.vlp_of_dpt,
     "dpt_vpt": plain.vpt_of_dpt,
     "cmpa": structured.cmpa,
-}  # and DPC, which has two sources
+    "dpc": structured.dpc,
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,25 +97,15 @@ def convert(request: ImportRequest) -> Conversion:
     """
     source = _find(request.path, request.options)
     answers, assumptions = answer(source.kind, request.options)
-    stage1 = _find(answers[STAGE1], {}) if STAGE1 in answers else None
     clip, backbone = load_backbone(request.model, request.pretrained)
     weights = {name: tensor.numpy() for name, tensor in clip.state_dict().items()}
-    for each in filter(None, (source, stage1)):
+    for each in source.stages:
         if not check_same_clip(each, weights, backbone):
             assumptions.append(f"the CLIP is {backbone.name}: the files hold nothing of their own")
         check_keys(each, backbone.config)
         assumptions += _check_epoch(each, request.options.get(EPOCH))
-    if stage1 is None:
-        converted = CONVERTERS[source.kind](source, backbone.config, answers)
-    else:
-        converted = _second_stage(source, stage1, backbone.config, answers)
-    embedding = weights["token_embedding.weight"]
-    classes = _tokens(source, embedding, converted, backbone.config)
-    if stage1 and classes != _tokens(stage1, embedding, converted, backbone.config):
-        raise CheckpointError(
-            f"the first stage {stage1.model.path} was trained for other classes than "
-            f"{source.model.path}: it is another run's"
-        )
+    converted = CONVERTERS[source.kind](source, backbone.config, answers)
+    classes = _tokens(source, weights["token_embedding.weight"], converted, backbone.config)
     if _wants_frozen(converted.structure) and not request.images:
         raise CheckpointError(
             "-O context=frozen takes the mean over images: give a folder with --images, or import "
@@ -129,7 +120,7 @@ def convert(request: ImportRequest) -> Conversion:
             converted,
             names=names,
             sentence=sentence,
-            provenance=_provenance([source, *filter(None, [stage1])], assumptions),
+            provenance=_provenance(source, assumptions),
         ),
         tensors=converted.tensors,
         origin=ORIGIN[source.kind],
@@ -149,7 +140,7 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
         images = ImageSet(samples, header.preprocessing)
         prompts = {**prompts, **prompted.freeze(prompts, lambda: _pixels(images))}
     pixels = (
-        reference_pixels(samples, header.preprocessing, prompted)
+        reference_pixels(samples, header.preprocessing)
         if samples
         else drawn_pictures(header.preprocessing.image_size)
     )
@@ -167,27 +158,17 @@ def _wants_frozen(structure: Structure) -> bool:
 
 
 def _find(path: Path, options: Mapping[str, str]) -> Source:
-    stage1 = Path(options[STAGE1]) if STAGE1 in options else None
-    if stage1 and not stage1.exists():
-        raise CheckpointError(f"-O {STAGE1}={stage1}: there is no such file or folder")
-    paths = find_files(path, epoch=options.get(EPOCH, ""), without=stage1)
-    return detect([read_official(each) for each in paths], stage1=stage1 is not None)
-
-
-def _second_stage(
-    source: Source, stage1: Source, config: ClipConfig, answers: Answers
-) -> Converted:
-    if stage1.kind != "coop":
-        raise CheckpointError(
-            f"-O {STAGE1}={answers[STAGE1]} is {ORIGIN[stage1.kind]}; the official second stage "
-            "belongs to CoOp"
-        )
-    return structured.dpc(source, stage1, config, answers)
+    without = Path(options[STAGE1]) if STAGE1 in options else None
+    if without and not without.exists():
+        raise CheckpointError(f"-O {STAGE1}={without}: there is no such file or folder")
+    stage1 = _find(without, {}) if without else None
+    paths = find_files(path, epoch=options.get(EPOCH, ""), without=without)
+    return detect([read_official(each) for each in paths], stage1=stage1)
 
 
 def _check_epoch(source: Source, asked: str | None) -> list[str]:
     """Warnings about epochs. Raises CheckpointError for PromptSRC's before the last."""
-    trained, planned = source.epoch, source.model.planned_epochs
+    trained, planned = source.model.epoch, source.model.planned_epochs
     if source.kind != "promptsrc":
         return []
     if trained is None or planned is None:
@@ -206,12 +187,22 @@ def _check_epoch(source: Source, asked: str | None) -> list[str]:
 def _tokens(
     source: Source, embedding: Floats, converted: Converted, config: ClipConfig
 ) -> tuple[Tokens, ...] | None:
-    return recover_tokens(
-        source.model,
-        embedding,
-        learned=converted.text_tokens,
-        context_length=config.text.context_length,
-    )
+    """Every class's tokens, if the files have them. Stages must agree."""
+    each = [
+        recover_tokens(
+            stage.model,
+            embedding,
+            learned=converted.text_tokens,
+            context_length=config.text.context_length,
+        )
+        for stage in source.stages
+    ]
+    if each[0] != each[-1]:
+        raise CheckpointError(
+            f"{source.model.path} and its first stage were trained for different classes: they are "
+            "not of one run"
+        )
+    return each[0]
 
 
 def _names(
@@ -292,7 +283,7 @@ def _header(
     )
 
 
-def _provenance(sources: Sequence[Source], assumptions: Sequence[str]) -> dict[str, Any]:
+def _provenance(source: Source, assumptions: Sequence[str]) -> dict[str, Any]:
     files = [
         {
             "name": f"{file.path.parent.name}/{file.path.name}",
@@ -300,12 +291,12 @@ def _provenance(sources: Sequence[Source], assumptions: Sequence[str]) -> dict[s
             "epoch": file.epoch,
             "planned_epochs": file.planned_epochs,
         }
-        for source in sources
-        for file in source.parts.values()
+        for stage in source.stages
+        for file in stage.parts.values()
     ]
     return {
         "made_by": "vlp import",
-        "official_layout": ORIGIN[sources[0].kind],
+        "official_layout": ORIGIN[source.kind],
         "files": files,
         "assumed": list(assumptions),
         "versions": {

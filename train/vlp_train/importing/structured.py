@@ -164,17 +164,17 @@ def _coupling(file: OfficialFile, block: int, config: ClipConfig) -> dict[str, F
     }
 
 
-def dpc(source: Source, stage1: Source, config: ClipConfig, answers: Answers) -> Converted:
+def dpc(source: Source, config: ClipConfig, answers: Answers) -> Converted:
     """DPC (arXiv:2503.13443) on CoOp: the prompt of the first stage and the one tuned from it.
 
     In the official mode `converse` the second stage stores M = w·P' + (1 - w)·P; P' is taken out
     of it in float32, because the half precision of M is amplified by 1 / w.
     """
-    backbone, stored_prompts = _unified(stage1.model, config), _unified(source.model, config)
+    stored_prompts, backbone = (_unified(each.model, config) for each in source.stages)
     if backbone.shape != stored_prompts.shape:
         raise CheckpointError(
             f"{source.model.path} has {stored_prompts.shape[1]} context tokens, its first stage "
-            f"{stage1.model.path} {backbone.shape[1]}: they do not belong together"
+            f"{backbone.shape[1]}: they do not belong together"
         )
     weight = answers["train_weight"]
     if answers["mode"] == "converse":
