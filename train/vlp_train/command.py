@@ -326,7 +326,7 @@ def train(
     )
     rank, processes, _ = place()
     try:
-        with progress_bar() as report:
+        with progress_bar(shown=rank == 0) as report:
             outcome = run_training(request, report)
     except StoppedElsewhereError:
         time.sleep(1)  # the process that failed says why before torchrun ends it
@@ -355,8 +355,11 @@ def parse_options(assignments: list[str], templates: list[str]) -> dict[str, str
 
 
 @contextmanager
-def progress_bar() -> Iterator[Report]:
+def progress_bar(*, shown: bool = True) -> Iterator[Report]:
     """A bar on stderr that shows each step."""
+    if not shown:
+        yield lambda step: None
+        return
     columns = (
         TextColumn("epoch {task.fields[epoch]}"),
         BarColumn(),

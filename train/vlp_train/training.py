@@ -112,11 +112,11 @@ def train(request: Request, report: Report = lambda step: None) -> Outcome:
     """Train a prompt and write its run folder. `report` is called after every step.
 
     Nothing is deleted or written before the whole request has been loaded and checked. Under
-    torchrun every process calls this and gets the same outcome; the first one writes and reports.
+    torchrun every process calls this and gets the same outcome; the first one writes.
     Raises VlpError subclasses; whatever is interrupted can go on with `resume`.
     """
     with joined(cuda=torch.cuda.is_available() and request.device != "cpu") as processes:
-        return _train(request, report if processes.first else lambda step: None, processes)
+        return _train(request, report, processes)
 
 
 def _train(request: Request, report: Report, processes: Processes) -> Outcome:
