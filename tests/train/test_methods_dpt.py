@@ -1,5 +1,7 @@
 """DPT: what learns, from which losses, at which rates; and that its export is its forward pass."""
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,15 +20,17 @@ from tests.train.checkpoints import (
     inputs,
 )
 from tests.train.conftest import random_weights
-from vlp_deploy.architecture import VisualLayout
+from vlp_deploy.architecture import Preprocessing, VisualLayout
 from vlp_deploy.bundle import BundleContents
-from vlp_deploy.errors import ClassListError, TrainingError
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.data import load_dataset
+from vlp_deploy.errors import ClassListError, ParityError, TrainingError
 from vlp_deploy.structures import ClassAware
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
-from vlp_train.methods.base import Training
+from vlp_train.methods.base import Task, Training
 from vlp_train.methods.dpt import Dpt, DptConfig
-from vlp_train.reference import references
+from vlp_train.reference import reference_pixels, references
 
 
 def make(clip: Clip, **options: Any) -> Dpt:
@@ -133,7 +137,7 @@ def test_guided_epochs_learn_three_answers_and_later_ones_their_own(tiny_clip: C
     selection = prompted.select(pixels, classes)
     image = prompted.see(pixels, prompts, classes, selection.classes).image_features
     own, by_text, by_image = (
-        float(F.cross_entropy(prompted.logits(images, names), LABELS))
+        F.cross_entropy(prompted.logits(images, names), LABELS).item()
         for images, names in (
             (image, classes.embeddings),
             (selection.image_features, classes.embeddings),
@@ -232,6 +236,55 @@ def test_small_graph_refuses_more_classes_at_export(tiny_clip: Clip) -> None:
 
     with pytest.raises(ClassListError, match="at most 3 classes, got 4"):
         build_bundle(checkpoint, random_weights(checkpoint.header.backbone.config), names=names)
+
+
+def tied(clip: Clip, *names: str) -> PromptCheckpoint:
+    """One class is selected, and two have the same tokens."""
+    task = Task(clip=clip, class_names=names, preprocessing=Preprocessing(image_size=16), seed=1)
+    return checkpoint_of(Dpt(DptConfig(text_tokens=4, selected=1), task), "dpt")
+
+
+def test_images_whose_selection_is_a_tie_prove_nothing_and_are_counted(tiny_clip: Clip) -> None:
+    checkpoint = tied(tiny_clip, "sea", "Sea", "a very long name of a thing")
+    best = checkpoint.tensors["reference.selector_logits"].argmax(axis=1)
+
+    contents = build_bundle(checkpoint, random_weights(checkpoint.header.backbone.config))
+
+    decided = int((best == 2).sum())
+    assert 0 < decided < 8
+    assert {row.images for row in contents.manifest.parity} == {decided}
+    assert len(contents.golden.pixels) == len(contents.golden.logits) == decided
+
+
+def test_an_export_that_no_image_can_prove_fails(tiny_clip: Clip) -> None:
+    checkpoint = tied(tiny_clip, "red fox", "Red Fox")
+
+    with pytest.raises(ParityError, match="for every reference image two classes tie"):
+        build_bundle(checkpoint, random_weights(checkpoint.header.backbone.config))
+
+
+def test_another_selector_than_that_of_training_is_no_parity(tiny_clip: Clip) -> None:
+    checkpoint = checkpoint_of(make(tiny_clip), "dpt")
+    other = {"reference.selector_logits": checkpoint.tensors["reference.selector_logits"] + 1}
+    checkpoint = replace(checkpoint, tensors={**checkpoint.tensors, **other})
+
+    with pytest.raises(ParityError, match=r"by other logits .* differ by 1.0e\+00"):
+        build_bundle(checkpoint, random_weights(checkpoint.header.backbone.config))
+
+
+def test_reference_images_are_those_that_select_most_clearly(
+    tiny_clip: Clip, toy_data: Path
+) -> None:
+    prompted = make(tiny_clip).prompted
+    samples = load_dataset(toy_data).split("train")
+
+    usual = reference_pixels(samples, Preprocessing(image_size=16))
+    clear = reference_pixels(samples, Preprocessing(image_size=16), prompted)
+
+    gaps, clearer = (prompted.selection_gaps(torch.from_numpy(pixels)) for pixels in (usual, clear))
+    assert clear.shape == usual.shape
+    assert (clearer >= gaps).all()
+    assert (clearer > gaps).any()
 
 
 def test_too_many_class_aware_layers_are_refused(tiny_clip: Clip) -> None:

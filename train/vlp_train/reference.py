@@ -41,7 +41,8 @@ def reference_pixels(
     if not isinstance(prompted, ClassAwareClip):
         return pixels
     gaps = prompted.selection_gaps(batch.pixels).cpu().numpy().reshape(-1, candidates)  # (8, 3)
-    return pixels[np.arange(0, count, candidates) + gaps.argmax(axis=1)]
+    clearest: NDArray[np.uint8] = pixels[np.arange(0, count, candidates) + gaps.argmax(axis=1)]
+    return clearest
 
 
 @torch.no_grad()
