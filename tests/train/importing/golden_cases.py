@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import sys
 import warnings
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from tests.conftest import GOLDEN_REASON
 from tests.export.golden.seeded_clip import Floats, clip_config, seeded_weights
 
 TINY = "tiny-test-quickgelu"
+LOCAL = Path(__file__).parent / "golden"
 ARCHITECTURES = (TINY, "ViT-B-32-quickgelu", "ViT-B-16-quickgelu")  # quick ones first
 
 
@@ -62,25 +64,33 @@ class Case:
         return path
 
 
-def case_names() -> list[Any]:
-    """All cases that hold a checkpoint, small models first; one that skips without golden data."""
+def cases() -> list[Any]:
+    """Folders of all cases that hold a checkpoint, small models first.
+
+    Two are here; the others are where VLP_GOLDEN says, or skipped.
+    """
     folder = os.environ.get("VLP_GOLDEN")
-    if not folder:
-        return [pytest.param("none", marks=pytest.mark.skip(reason=GOLDEN_REASON))]
-    infos = [json.loads(path.read_text()) for path in Path(folder).glob("*/case.json")]
-    infos = [info for info in infos if info.get("checkpoint_files")]
-    infos.sort(key=lambda info: (ARCHITECTURES.index(info["arch"]), info["name"]))
-    return [info["name"] for info in infos]
+    files = {path.parent.name: path for path in Path(folder or LOCAL).glob("*/case.json")}
+    files |= {path.parent.name: path for path in LOCAL.glob("*/case.json")}
+    infos = {path.parent: json.loads(path.read_text()) for path in files.values()}
+    found = [source for source, info in infos.items() if info.get("checkpoint_files")]
+    found.sort(key=lambda source: (ARCHITECTURES.index(infos[source]["arch"]), source.name))
+    parameters = [pytest.param(source, id=source.name) for source in found]
+    if folder:
+        return parameters
+    return [*parameters, pytest.param("", marks=pytest.mark.skip(reason=GOLDEN_REASON), id="rest")]
 
 
-def complete_case(golden: Path, name: str, folder: Path) -> Case:
+def complete_case(source: Path, folder: Path) -> Case:
     """A case with its official files as they were, large seeded tensors put back."""
-    source = golden / name
     info = json.loads((source / "case.json").read_text())
-    clip = weights_of(info["arch"], info["clip_seed"]) if info["needs_assembly"] else {}
+    if not info["needs_assembly"]:
+        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        return Case(info, source, folder)
+    clip = weights_of(info["arch"], info["clip_seed"])
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ResourceWarning)  # the script leaves files open
-        _assembler(golden).assemble(str(source), str(folder), clip=clip)
+        _assembler(source.parent).assemble(str(source), str(folder), clip=clip)
     return Case(info, source, folder)
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from tests.export.golden.seeded_clip import seeded_pixels
-from tests.train.importing.golden_cases import Case, case_names, complete_case, model_files
+from tests.train.importing.golden_cases import Case, cases, complete_case, model_files
 from vlp_deploy import Classifier
 from vlp_deploy.cli import run
 
@@ -23,11 +23,11 @@ LOGIT_TOLERANCE = 2e-4
 EMBEDDING_TOLERANCE = 2e-6
 
 
-@pytest.mark.parametrize("name", case_names())
+@pytest.mark.parametrize("source", cases())
 def test_official_file_gives_the_official_logits(
-    name: str, golden: Path, models: Path, workplace: Path
+    source: Path, models: Path, workplace: Path
 ) -> None:
-    case = complete_case(golden, name, workplace / "files")
+    case = complete_case(source, workplace / "files")
     model, pretrained = model_files(case.info, models)
     checkpoint = workplace / "prompt.safetensors"
     words = ["import", str(case.files), "--model", model, "--pretrained", pretrained]

@@ -5,18 +5,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tests.train.importing.golden_cases import case_names, complete_case, model_files
+from tests.train.importing.golden_cases import cases, complete_case, model_files
 from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.importing.road import Conversion, ImportRequest, convert
 
 METHODS = {"cmpa": "dcp", "dpt_vpt": "vpt", "dpt_vlp": "ivlp"}  # in our words
 
 
-@pytest.mark.parametrize("name", case_names())
-def test_official_files_become_neutral_tensors(
-    name: str, golden: Path, models: Path, workplace: Path
-) -> None:
-    case = complete_case(golden, name, workplace)
+@pytest.mark.parametrize("source", cases())
+def test_official_files_become_neutral_tensors(source: Path, models: Path, workplace: Path) -> None:
+    case = complete_case(source, workplace)
     info, hyper = case.info, case.info["hyper_parameters"]
     model, pretrained = model_files(info, models)
 
