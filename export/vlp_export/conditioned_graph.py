@@ -152,9 +152,10 @@ def _suffix_features(
         query, *own = text.projections(x, layer)
         rows = _joined(graph, pairs.of_images(prefix), (own[0], own[1]))
         x = text.attend(x, Projections(query, *rows), layer, mask=mask)
+    rows_of_ends = graph.op("Unsqueeze", ends, graph.integers(1))
 
     def pick(t: Value) -> Value:
-        return graph.op("GatherND", t, graph.op("Unsqueeze", ends, graph.integers(1)), batch_dims=1)
+        return graph.op("GatherND", t, rows_of_ends, batch_dims=1)
 
     query, *own = text.picked_projections(x, pick, tower.layers - 1)
     rows = _joined(graph, pairs.of_images(prefixes[-1]), (own[0], own[1]))
