@@ -44,6 +44,8 @@ BATCH = 64  # images where no gradient is needed
 NEGATIVES_STREAM = 4  # of random numbers beside the seed
 TEXT, VISUAL = "text.prompts", "visual.prompts"
 
+Integers = NDArray[np.int64]
+
 
 @dataclass(frozen=True, kw_only=True)
 class DpcConfig:
@@ -150,12 +152,14 @@ class Dpc(Method):
 
     def step(self, inputs: Inputs) -> tuple[Tensor, Tensor]:
         """Logits (b, K) of P', and the contrastive loss of the batch with its negatives."""
-        mined = self._mine(inputs)  # m - b classes
-        labels = torch.cat([inputs.labels, torch.tensor(mined, device=inputs.labels.device)])
-        images = torch.cat([inputs.images, self._drawn(mined, inputs)]) if mined else inputs.images
+        random, images = self._random_numbers(inputs.epoch), inputs.images
+        mined = self._mined(inputs, random)  # (m - b,)
+        labels = torch.cat([inputs.labels, torch.from_numpy(mined).to(inputs.labels.device)])
+        if len(mined):
+            images = torch.cat([images, self._drawn(mined, random, inputs.epoch)])
         features = self.image_features(images) if self.learns_image else images  # (m, D)
         logits = self.logits(features, self.class_features())  # (m, K)
-        return logits[: len(inputs.labels)], contrastive_loss(logits, labels.long())
+        return logits[: len(inputs.labels)], contrastive_loss(logits, labels)
 
     @torch.no_grad()
     def finish(self, images: ImageSet) -> None:
@@ -186,27 +190,27 @@ class Dpc(Method):
         return {_name(key): value for key, value in self.parallel.items()}
 
     @torch.no_grad()
-    def _mine(self, inputs: Inputs) -> list[int]:
+    def _mined(self, inputs: Inputs, random: np.random.Generator) -> Integers:
         """The negatives' classes."""
         images = inputs.images
         if self.learns_image:
             images = self.prompted.image_features(images, self._backbone())  # (b, D)
         logits = self.logits(images, self._stage1_classes)  # (b, K)
-        self._random = self._random_numbers(inputs.epoch)
-        return hard_negatives(
+        negatives = hard_negatives(
             logits.cpu().numpy(),
             inputs.labels.tolist(),
             count=self.config.hard_negatives,
             usable=np.array([bool(images) for images in self._of_class]),
-            random=self._random,
+            random=random,
         )
+        return np.array(negatives, np.int64)
 
     @torch.no_grad()
-    def _drawn(self, classes: list[int], inputs: Inputs) -> Tensor:
+    def _drawn(self, classes: Integers, random: np.random.Generator, epoch: int) -> Tensor:
         """A training image of each class, as the method reads images."""
-        indices = np.array([self._random.choice(self._of_class[label]) for label in classes])
+        indices = np.array([random.choice(self._of_class[label]) for label in classes])
         if self.learns_image or self._images.augment:
-            (batch,) = self._images.batches([indices], epoch=inputs.epoch)
+            (batch,) = self._images.batches([indices], epoch=epoch)
             return batch.pixels if self.learns_image else self.image_features(batch.pixels)
         missing = [index for index in dict.fromkeys(indices.tolist()) if index not in self._cached]
         if missing:
