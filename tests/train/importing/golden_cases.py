@@ -85,7 +85,10 @@ def complete_case(source: Path, folder: Path) -> Case:
     """A case with its official files as they were, large seeded tensors put back."""
     info = json.loads((source / "case.json").read_text())
     if not info["needs_assembly"]:
-        shutil.copytree(source, folder, dirs_exist_ok=True, copy_function=shutil.copyfile)
+        for file in filter(Path.is_file, source.rglob("*")):
+            target = folder / file.relative_to(source)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(file, target)  # without its permissions
         return Case(info, source, folder)
     clip = weights_of(info["arch"], info["clip_seed"])
     with warnings.catch_warnings():
