@@ -320,6 +320,19 @@ def test_damaged_rows_and_headers_are_refused(classify, tmp_path: Path) -> None:
     assert "is no header of this version" in classify("--output", output).stderr
 
 
+def test_embeddings_of_somebody_else_are_left_alone(classify, tmp_path: Path) -> None:
+    output, embeddings = tmp_path / "out.csv", tmp_path / "vectors.npy"
+    embeddings.write_bytes(b"mine")
+    for options in ([], ["--output", output], ["--format", "csv"]):
+        done = classify("--embeddings", embeddings, *options)
+        assert done.code == 1
+        assert f"{embeddings} is there already" in done.stderr
+    assert embeddings.read_bytes() == b"mine"
+
+    assert classify("--embeddings", embeddings, "--output", output, "--force").code == 1
+    assert np.load(embeddings).shape == (9, 16)
+
+
 def test_output_that_another_process_writes_is_left_alone(classify, tmp_path: Path) -> None:
     output = tmp_path / "out.jsonl"
     with open(output, "wb") as file:

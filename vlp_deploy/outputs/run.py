@@ -8,6 +8,7 @@ then writes its header, then rows: none ever stands under a header that is not i
 import errno
 import os
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -58,20 +59,23 @@ class Run:
         stored = None if force else _continuable(path, header)
         if stored is None:
             _delete(path, force=force)
-        main = _main_output(path, header)
-        outputs = [*_embeddings(header, width, force=force, keep=stored), main]
-        finished = stored.finished if stored else None
-        if finished and any(output.rows() != finished.inputs for output in outputs):
-            finished = None  # somebody cut them
-        if stored is None:
-            write_header(path, header)
+        with ExitStack() as on_error:
+            main = _main_output(path, header)
+            on_error.callback(main.close)
+            outputs = [*_embeddings(header, width, force=force, keep=stored), main]
+            finished = stored.finished if stored else None
+            if finished and any(output.rows() != finished.inputs for output in outputs):
+                finished = None  # somebody cut them
+            if stored is None:
+                write_header(path, header)
+            on_error.pop_all()
         return cls(outputs, finished=finished, saved=_Saved(path, header, main))
 
     @classmethod
     def streamed(cls, file: BinaryIO, header: RunHeader, *, width: int, force: bool) -> "Run":
         """A run whose answers go to an open file."""
-        main = LineStream(file, LINE_FORMATS[header.format])
-        return cls([*_embeddings(header, width, force=force, keep=None), main], saved=None)
+        embeddings = _embeddings(header, width, force=force, keep=None)
+        return cls([*embeddings, LineStream(file, LINE_FORMATS[header.format])], saved=None)
 
     @property
     def can_continue(self) -> bool:
