@@ -111,6 +111,14 @@ def test_hand_written_programs_are_refused(program: bytes, tmp_path: Path) -> No
         read_official(path)
 
 
+def test_names_cannot_steer_the_terminal(tmp_path: Path) -> None:
+    path = archive(tmp_path / "file", b"cos\nsys\x1b[2Jtem\n.")
+
+    with pytest.raises(UnsafeFileError) as error:
+        read_official(path)
+    assert str(error.value).isprintable()
+
+
 def archive(path: Path, program: bytes, **entries: bytes) -> Path:
     with zipfile.ZipFile(path, "w") as file:
         file.writestr("archive/data.pkl", program)

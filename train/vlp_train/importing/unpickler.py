@@ -159,7 +159,8 @@ def _naming(names: list[str]) -> str:
 
 def _spelled(module: str, name: str) -> str:
     known = f" ({IMPORTED_FROM[module]}.{name})" if module in IMPORTED_FROM else ""
-    return f"{module}.{name}{known}"
+    text = f"{module}.{name}{known}"
+    return text if text.isprintable() else ascii(text)  # terminals obey control characters
 
 
 def _short(value: object) -> str:
