@@ -12,16 +12,16 @@ from numpy.typing import NDArray
 
 from vlp_deploy.answers import Failure
 from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.data import load_dataset
 from vlp_deploy.errors import DataError
 from vlp_deploy.inputs import Inputs
 from vlp_deploy.items import Input
 from vlp_deploy.limits import DEFAULT_LIMITS
+from vlp_deploy.list_files import read_list
 from vlp_deploy.pipeline import batched
 from vlp_deploy.reading import READ_THREADS, Picture, read_pictures
 
 BATCH = 8
-LISTS = (".csv", ".jsonl", ".json")  # of labelled images; those to train on are taken
+LISTS = (".csv", ".jsonl", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,14 +53,18 @@ def calibration_images(source: Path, preprocessing: Preprocessing) -> Calibratio
     """
     if not source.exists():
         raise DataError(f"{source} does not exist. Expected a folder or a list of images")
-    items: Iterable[Input] = Inputs([source])
-    count = Inputs([source]).count() or 0
-    if source.suffix.lower() in LISTS:
-        samples = load_dataset(source).split("train")
-        items, count = [sample.path for sample in samples], len(samples)
-    if count == 0:
+    inputs = Inputs(_listed(source) if source.suffix.lower() in LISTS else [source])
+    count = inputs.count()
+    if not count:
         raise DataError(f"{source} holds no image. Expected a folder or a list of images")
-    return CalibrationImages(items=items, preprocessing=preprocessing, count=count)
+    return CalibrationImages(items=inputs, preprocessing=preprocessing, count=count)
+
+
+def _listed(file: Path) -> list[Path]:
+    """The images of a list to train on; all, where it has no such split. Labels do not matter."""
+    rows, _ = read_list(file)
+    chosen = [row for row in rows if row.split == "train"] or rows
+    return [file.parent / row.path for row in chosen]
 
 
 def _pixels(picture: Picture | Failure) -> NDArray[np.uint8]:

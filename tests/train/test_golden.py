@@ -9,17 +9,24 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from tests.export.golden.seeded_clip import Floats, clip_config, seeded_weights
+from tests.export.golden.seeded_clip import Floats, clip_config, seeded_pixels, seeded_weights
 from tests.export.test_golden import HERE, LOCAL_CASES, checkpoint_of, read_case
 from tests.export.test_golden import check as check_export
+from tests.train.importing.golden_cases import complete_case, model_files
+from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_export.contexts import ContextChoice, settle_context
 from vlp_export.exporter import build_bundle
 from vlp_train.backbones import build_clip
 from vlp_train.conditioned import meta_shift
+from vlp_train.coupled import CoupledClip
 from vlp_train.forward import prompted_clip
+from vlp_train.importing.road import ImportRequest, convert
 
 # what two correct float32 implementations were found to differ by, at a logit scale of 100
 TOLERANCE = 1e-4
+EXPORT_TOLERANCE = 2e-4  # as in tests/export/test_golden.py; 6e-5 are seen
 
 
 @pytest.fixture(scope="session")
@@ -119,3 +126,53 @@ def test_official_logits_of_official_files(name: str, golden: Path) -> None:
 
     check(case, expected, learned, weights)
     check_export(build_bundle(checkpoint_of(case, expected, learned, weights), weights), expected)
+
+
+def test_dcp_gives_the_official_logits_in_every_context(golden: Path, tmp_path: Path) -> None:
+    """Each image by itself; four in a batch; a context frozen over those four, as files."""
+    name = "cmpa-m16-d9"
+    complete = complete_case(golden, name, tmp_path / "official")
+    _, expected, _ = read_case(golden / name)
+    model, pretrained = model_files(complete.info, tmp_path)
+    request = ImportRequest(
+        path=complete.files, model=model, pretrained=pretrained, options=complete.options
+    )
+    conversion = convert(request)
+    weights = weights_of(complete.info["arch"], complete.info["clip_seed"])
+    clip = build_clip(conversion.header.backbone.config, weights)
+    prompted = prompted_clip(conversion.header, clip, conversion.header.class_names)
+    assert isinstance(prompted, CoupledClip)
+    prompts = {key: torch.from_numpy(value) for key, value in conversion.tensors.items()}
+    pixels = seeded_pixels(8, 224, complete.info["image_seed"])
+    images = torch.from_numpy(pixels)
+
+    with torch.no_grad():
+        classes = prompted.classes(prompts, plain=True)
+        alone = prompted.predict(images, prompts, classes)
+        together = prompted.in_context("batch").predict(images[:4], prompts, classes)
+        context = prompted.freeze(prompts, lambda: [images[:3], images[3:4]])
+    assert np.abs(alone - expected["logits_b1"]).max() <= TOLERANCE
+    assert np.abs(together - expected["logits_b4"]).max() <= TOLERANCE
+    found = context["visual.prompts"][1:].numpy()
+    assert np.abs(found - expected["visual_context_b4"]).max() <= TOLERANCE
+
+    (tmp_path / "four").mkdir()
+    for index, image in enumerate(pixels[:4]):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / "four" / f"{index}.png")
+    checkpoint = PromptCheckpoint(
+        header=conversion.header,
+        tensors={
+            **conversion.tensors,
+            "reference.pixels": pixels,
+            "reference.logits": expected["logits_b1"],
+        },
+    )
+    for choice, rows, logits in (
+        (ContextChoice(), slice(8), "logits_b1"),
+        (ContextChoice(calibration=tmp_path / "four"), slice(4), "logits_b4"),
+    ):
+        settled = settle_context(checkpoint, weights, choice, lambda step: None)
+        contents = build_bundle(settled.checkpoint, weights)
+        difference = contents.golden.logits[rows] - expected[logits]
+        assert np.abs(difference).max() <= EXPORT_TOLERANCE
+        assert max(r.max_logit_difference for r in contents.manifest.parity) <= EXPORT_TOLERANCE
