@@ -140,7 +140,7 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
         images = ImageSet(samples, header.preprocessing)
         prompts = {**prompts, **prompted.freeze(prompts, lambda: _pixels(images))}
     pixels = (
-        reference_pixels(samples, header.preprocessing)
+        reference_pixels(samples, header.preprocessing, prompted)
         if samples
         else drawn_pictures(header.preprocessing.image_size)
     )
