@@ -21,7 +21,7 @@ from vlp_train.devices import Precision, autocast
 from vlp_train.features import Features, Indices, Piece
 from vlp_train.images import ImageSet
 from vlp_train.methods.base import Method, Training
-from vlp_train.parallel import ALONE, Processes
+from vlp_train.parallel import ALONE, Processes, StoppedElsewhereError
 from vlp_train.run import Epoch, Progress, Run
 from vlp_train.schedule import learning_rate
 
@@ -69,7 +69,7 @@ def fit(
     )
     for epoch in range(len(log), training.epochs):
         started = time.perf_counter()
-        rate = learner.set_rate(epoch)
+        rate, steps = learner.set_rate(epoch), features.step_count(epoch)
         total = _Sums()
         for step, pieces in enumerate(features.steps(epoch), start=1):
             sums = learner.add_gradients(pieces)
@@ -82,7 +82,7 @@ def fit(
                     epoch=epoch + 1,
                     epochs=training.epochs,
                     step=step,
-                    steps=features.step_count(epoch),
+                    steps=steps,
                     loss=total.loss / total.images,
                     accuracy=total.correct / total.images,
                     learning_rate=rate,
@@ -245,7 +245,10 @@ def _without_numbers(logits: Tensor, indices: Indices) -> list[int]:
 def _no_number(
     learner: _Learner, images: ImageSet, *, loss: float, epoch: int, batch: int
 ) -> TrainingError:
+    """What to say of it, in the first process; the others leave it to that one."""
     suspects = [index for found in learner.processes.gather(learner.suspects) for index in found]
+    if not learner.processes.first:
+        return StoppedElsewhereError("the loss is no number")
     names = [str(images.samples[index].path) for index in suspects[:NAMED_IN_ERRORS]]
     more = len(suspects) - len(names)
     return TrainingError(

@@ -329,7 +329,7 @@ def _training(config: Config, request: Request) -> Training:
 def _other_data(request: Request, config: Config) -> dict[str, Dataset]:
     """The data of --evaluate by the names under which accuracies are told."""
     own = {own_metric(request.subset), ENSEMBLE, *getattr(config, "templates", ()), *VARIANTS}
-    own |= {"new", HARMONIC_MEAN} if request.subset == "base" else set()
+    own |= {"new"} if request.subset == "base" else set()
     others: dict[str, Dataset] = {}
     for source in dict.fromkeys(path.resolve() for path in request.evaluate):
         name = metric_name(source, taken=own | others.keys())
@@ -396,9 +396,7 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
     # from here on in float32 on the CPU, whatever it was trained in
     prompted.to("cpu")
     prompts = {name: value.cpu() for name, value in prompts.items()}
-    pixels = reference_pixels(
-        job.test_samples or job.train_samples, job.preprocessing, prompted
-    )
+    pixels = reference_pixels(job.test_samples or job.train_samples, job.preprocessing, prompted)
     checkpoint = PromptCheckpoint(
         header=_header(job, log, seconds=seconds),
         tensors={
