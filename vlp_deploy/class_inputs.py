@@ -162,7 +162,7 @@ def _dual(source: ClassSource, names: Synonyms) -> ClassBank:
 
 
 def _class_aware(source: ClassSource, names: Synonyms) -> ClassBank:
-    """DPT: features of the learned sentences, and of the plain ones that classes are selected by."""
+    """DPT: features of the learned sentences, and of the plain ones that select classes."""
     structure, selector = source.structure, None
     assert isinstance(structure, ClassAware)
     if source.class_graph == IMAGE_SMALL:

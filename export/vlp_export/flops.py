@@ -56,8 +56,9 @@ FORMULAS: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
 WITHOUT_PRODUCTS = frozenset(
     {
         *("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "GatherND"),
-        *("LayerNormalization", "Mul", "Pad", "ReduceL2", "ReduceMax", "ReduceMean", "Relu", "Reshape", "Shape", "Sigmoid"),
-        *("Slice", "Softmax", "Split", "Squeeze", "TopK", "Transpose", "Unsqueeze", "Where"),
+        *("LayerNormalization", "Mul", "Pad", "ReduceL2", "ReduceMax", "ReduceMean", "Relu"),
+        *("Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "TopK"),
+        *("Transpose", "Unsqueeze", "Where"),
     }
 )
 
