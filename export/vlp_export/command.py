@@ -12,9 +12,13 @@ from rich.table import Table
 
 from vlp_deploy.bundle import Manifest
 from vlp_deploy.checkpoint import REFERENCE_IMAGES
+from vlp_deploy.structures import Conditioned
 from vlp_export.contexts import Context
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
+
+VIT_B_16_GFLOP = 33  # one image through its image tower
+HEAVY_GFLOP = 3 * VIT_B_16_GFLOP  # an image; more of them deserve a warning
 
 
 class ContextName(StrEnum):
@@ -145,8 +149,26 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
         f"{output} written in {seconds:.1f} s. Next: vlp classify images/ --bundle {output}",
         soft_wrap=True,
     )
+    if isinstance(manifest.structure, Conditioned):
+        gflop, classes = manifest.graphs[manifest.class_graph].flops / 1e9, len(manifest.classes)
+        style = "yellow" if gflop > HEAVY_GFLOP else ""
+        Console(stderr=True).print(describe_cost(gflop, classes), soft_wrap=True, style=style)
     if warning := manifest.new_classes.warning:
         Console(stderr=True).print(f"New classes: {warning}.", soft_wrap=True, style="yellow")
+
+
+def describe_cost(gflop: float, classes: int) -> str:
+    """What CoCoOp's graph computes for one image, with what to do where that is much."""
+    text = (
+        f"Every image runs the text tower for every class: {gflop:.1f} GFLOP an image for "
+        f"{classes} classes, growing with their number."
+    )
+    if gflop > HEAVY_GFLOP:
+        text += (
+            f" That is more than {HEAVY_GFLOP // VIT_B_16_GFLOP} image towers of ViT-B/16: serve "
+            "fewer classes, or tune with a method whose text does not depend on the image."
+        )
+    return text
 
 
 def describe_context(record: Mapping[str, Any]) -> str:

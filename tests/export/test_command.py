@@ -13,6 +13,7 @@ from tests.export.tiny_clip import (
 )
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.cli import run
+from vlp_export.command import describe_cost
 
 CONFIG = make_config(vocab_size=VOCABULARY)
 
@@ -66,3 +67,11 @@ def test_help_explains_the_options(capsys: pytest.CaptureFixture[str]) -> None:
     text = " ".join(capsys.readouterr().out.split())
     for option in ("--engine", "--precision", "--output", "--pretrained", "--classes", "--force"):
         assert option in text
+
+
+def test_cost_that_grows_with_the_classes_is_told() -> None:
+    small, large = describe_cost(8.2, 10), describe_cost(303.0, 1000)
+
+    assert "8.2 GFLOP an image for 10 classes" in small
+    assert "more than" not in small
+    assert "more than 3 image towers of ViT-B/16: serve fewer classes" in large
