@@ -119,7 +119,7 @@ def run_in_pieces(
         piece = {CLASS_SUFFIX: suffix[classes, :length], SUFFIX_END: end[classes]}
         images = max(1, TOKENS_A_RUN // (len(classes) * length))
         embeddings = []
-        for start in range(0, len(pixels), images):
+        for start in range(0, max(1, len(pixels)), images):  # of no images the engine complains
             outputs = run({"image": pixels[start : start + images], **piece})
             logits[start : start + images, classes] = outputs["logits"]
             embeddings.append(outputs["embedding"])
