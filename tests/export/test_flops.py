@@ -15,6 +15,7 @@ from vlp_deploy.architecture import (
     Preprocessing,
     VisualLayout,
 )
+from vlp_deploy.methods import METHODS
 from vlp_deploy.weights import expected_shapes
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
@@ -42,10 +43,15 @@ def zero_weights(config: ClipConfig) -> Weights:
 
 @cache
 def image_cost(
-    config: ClipConfig, *, prompted: int = 0, survive_last: bool = False, batch: int = 1
+    config: ClipConfig,
+    *,
+    prompted: int = 0,
+    tokens: int = 8,
+    survive_last: bool = False,
+    batch: int = 1,
 ) -> tuple[int, int]:
-    """Nodes and FLOPs of an image graph with 8 prompt tokens in `prompted` layers."""
-    size, tokens = config.vision.image_size, 8
+    """Nodes and FLOPs of an image graph with prompt tokens in `prompted` layers."""
+    size = config.vision.image_size
     model = write_image_graph(
         config,
         zero_weights(config),
@@ -107,6 +113,20 @@ def test_deep_prompts_cost_at_most_half_a_percent(config: ClipConfig, ratio: flo
 
     assert found == pytest.approx(ratio, abs=1e-5)
     assert found <= 1.005
+
+
+@pytest.mark.parametrize(
+    ("method", "layers", "tokens", "ratio"),
+    [("ivlp", 12, 2, 1.0004), ("maple", 9, 2, 1.0033), ("promptsrc", 9, 4, 1.0065)],
+)
+def test_methods_cost_what_their_rows_say(
+    method: str, layers: int, tokens: int, ratio: float
+) -> None:
+    survive = layers < VIT_B_16.vision.layers
+    _, flops = image_cost(VIT_B_16, prompted=layers, tokens=tokens, survive_last=survive)
+
+    assert flops / image_cost(VIT_B_16)[1] == pytest.approx(ratio, abs=5e-5)
+    assert f"{100 * (ratio - 1):.2f} % more arithmetic" in METHODS[method].export
 
 
 def test_travelling_prompts_cost_what_tokens_cost() -> None:
