@@ -8,7 +8,7 @@ numbers, so the second pass repeats the first, and gradients are equal up to rou
 Legend: N text rows, L tokens, D joint width, J prompted layers, m prompt tokens, d width.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -38,23 +38,25 @@ def encode_in_chunks(
     """
     if not 0 < count < len(ids):
         return encode(ids, eot, slots, prompts)
-    own = prompts is not None and prompts.ndim == 4  # (J, N, m, d): each row has prompts of its own
+    order = eot.argsort(stable=True)
+    parts = order.split(count)
+    pieces: Sequence[Tensor | None] = [prompts] * len(parts)
+    if prompts is not None and prompts.ndim == 4:  # (J, N, m, d): each row has prompts of its own
+        # split, not indexed a chunk: of the latter each gradient is as large as all the prompts
+        pieces = prompts[:, order].split(count, dim=1)
 
-    def chunk(rows: Tensor) -> Tensor:
-        return encode(
-            ids[rows],
-            eot[rows],
-            None if slots is None else slots[rows],
-            prompts[:, rows] if own and prompts is not None else prompts,
+    def chunk(rows: Tensor, own: Tensor | None) -> Tensor:
+        return encode(ids[rows], eot[rows], None if slots is None else slots[rows], own)
+
+    def chunk_again(rows: Tensor, own: Tensor | None) -> Tensor:
+        features: Tensor = checkpoint(
+            chunk, rows, own, use_reentrant=False, preserve_rng_state=False
         )
-
-    def chunk_again(rows: Tensor) -> Tensor:
-        features: Tensor = checkpoint(chunk, rows, use_reentrant=False, preserve_rng_state=False)
         return features
 
-    order = eot.argsort(stable=True)
     encode_rows = chunk_again if torch.is_grad_enabled() else chunk
-    return torch.cat([encode_rows(rows) for rows in order.split(count)])[order.argsort()]
+    features = [encode_rows(rows, own) for rows, own in zip(parts, pieces, strict=True)]
+    return torch.cat(features)[order.argsort()]
 
 
 def fitting_rows(
