@@ -29,20 +29,30 @@ def spread_samples(samples: Sequence[Sample], count: int = REFERENCE_IMAGES) -> 
 def reference_pixels(
     samples: Sequence[Sample], preprocessing: Preprocessing, prompted: PromptedClip | None = None
 ) -> NDArray[np.uint8]:
-    """Eight images as the tower reads them, uint8 (8, 3, S, S).
+    """Eight images as the tower reads them, uint8 (8, 3, S, S), the clearest for `prompted`."""
+    count = candidates(prompted)
+    (batch,) = ImageSet(spread_samples(samples, count), preprocessing).in_order(count)
+    return clearest(batch.pixels.numpy(), prompted)
+
+
+def candidates(prompted: PromptedClip | None) -> int:
+    """How many images to choose the eight from."""
+    return REFERENCE_IMAGES * (CANDIDATES if isinstance(prompted, ClassAwareClip) else 1)
+
+
+@torch.no_grad()
+def clearest(pixels: NDArray[np.uint8], prompted: PromptedClip | None) -> NDArray[np.uint8]:
+    """Eight of the candidates' pixels.
 
     Where `prompted` selects classes, each is that of three candidates whose selection is clearest:
     where two classes tie for the last place, equally right exports may give different answers.
     """
-    candidates = CANDIDATES if isinstance(prompted, ClassAwareClip) else 1
-    count = candidates * REFERENCE_IMAGES
-    (batch,) = ImageSet(spread_samples(samples, count), preprocessing).in_order(count)
-    pixels: NDArray[np.uint8] = batch.pixels.numpy()
     if not isinstance(prompted, ClassAwareClip):
         return pixels
-    gaps = prompted.selection_gaps(batch.pixels).cpu().numpy().reshape(-1, candidates)  # (8, 3)
-    clearest: NDArray[np.uint8] = pixels[np.arange(0, count, candidates) + gaps.argmax(axis=1)]
-    return clearest
+    gaps = prompted.selection_gaps(torch.from_numpy(pixels)).cpu().numpy()
+    best = gaps.reshape(-1, CANDIDATES).argmax(axis=1)  # (8,)
+    chosen: NDArray[np.uint8] = pixels[np.arange(0, len(pixels), CANDIDATES) + best]
+    return chosen
 
 
 @torch.no_grad()

@@ -19,11 +19,10 @@ SEED = 2024
 GRID = 6  # coloured points a side, blended between
 
 
-def drawn_pictures(size: int) -> NDArray[np.uint8]:
-    """(8, 3, S, S)."""
-    count = REFERENCE_IMAGES * 3 * GRID * GRID
-    draws = np.random.PCG64(SEED).random_raw(count) >> np.uint64(56)
-    points = draws.astype(np.int64).reshape(REFERENCE_IMAGES, 3, GRID, GRID)
+def drawn_pictures(size: int, count: int = REFERENCE_IMAGES) -> NDArray[np.uint8]:
+    """(count, 3, S, S)."""
+    draws = np.random.PCG64(SEED).random_raw(count * 3 * GRID * GRID) >> np.uint64(56)
+    points = draws.astype(np.int64).reshape(count, 3, GRID, GRID)
     return _enlarged(_enlarged(points, size).swapaxes(2, 3), size).swapaxes(2, 3).astype(np.uint8)
 
 

@@ -43,7 +43,7 @@ from vlp_train.importing.questions import EPOCH, STAGE1, Answers, answer
 from vlp_train.importing.reader import read_official
 from vlp_train.importing.same_clip import check_same_clip
 from vlp_train.prompted import Prompts
-from vlp_train.reference import reference_pixels, references
+from vlp_train.reference import candidates, clearest, reference_pixels, references
 
 BATCH = 16
 
@@ -139,10 +139,11 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
     if isinstance(prompted, CoupledClip) and _wants_frozen(header.structure):
         images = ImageSet(samples, header.preprocessing)
         prompts = {**prompts, **prompted.freeze(prompts, lambda: _pixels(images))}
+    size = header.preprocessing.image_size
     pixels = (
         reference_pixels(samples, header.preprocessing, prompted)
         if samples
-        else drawn_pictures(header.preprocessing.image_size)
+        else clearest(drawn_pictures(size, candidates(prompted)), prompted)
     )
     tensors = {name: value.numpy() for name, value in prompts.items()}
     tensors |= references(prompted, prompts, pixels)
