@@ -361,7 +361,7 @@ def test_base_and_new_classes_side_by_side_are_refused_with_visual_prompts(
 @pytest.mark.parametrize(
     ("names", "backbone", "options", "message"),
     [
-        (("red fox", "tree", "blue whale"), "coop", {}, "3 classes and the data has 3.*'green_frog'"),
+        (("red fox", "tree", "blue whale"), "coop", {}, "3 classes.* has 3.*'green_frog'"),
         (NAMES[:2], "coop", {}, "3 classes and the data has 2, which are others"),
         (NAMES, "vpt", {}, "a prompt of vpt .visual.prompts.*needs text prompts"),
         (NAMES, "zeroshot", {}, "a prompt of zeroshot"),
