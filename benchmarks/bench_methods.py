@@ -125,9 +125,7 @@ def options_of(recipe: Recipe) -> list[str]:
 
 def scores_of(metrics: Mapping[str, Any]) -> Scores:
     """The columns of the table."""
-    base, new, styles = (
-        100 * metrics[source]["top1"] for source in ("test", "new.csv", "styles.csv")
-    )
+    base, new, styles = (100 * metrics[source]["top1"] for source in ("test", "new", "styles"))
     return {"base": base, "new": new, "H": harmonic(base, new), "styles": styles}
 
 
