@@ -131,7 +131,7 @@ def test_official_logits_of_official_files(name: str, golden: Path) -> None:
 def test_dcp_gives_the_official_logits_in_every_context(golden: Path, tmp_path: Path) -> None:
     """Each image by itself; four in a batch; a context frozen over those four, as files."""
     name = "cmpa-m16-d9"
-    complete = complete_case(golden, name, tmp_path / "official")
+    complete = complete_case(golden / name, tmp_path / "official")
     _, expected, _ = read_case(golden / name)
     model, pretrained = model_files(complete.info, tmp_path)
     request = ImportRequest(
@@ -151,8 +151,8 @@ def test_dcp_gives_the_official_logits_in_every_context(golden: Path, tmp_path: 
         alone = prompted.predict(images, prompts, classes)
         together = prompted.in_context("batch").predict(images[:4], prompts, classes)
         context = prompted.freeze(prompts, lambda: [images[:3], images[3:4]])
-    assert np.abs(alone - expected["logits_b1"]).max() <= TOLERANCE
-    assert np.abs(together - expected["logits_b4"]).max() <= TOLERANCE
+    assert np.abs(alone.numpy() - expected["logits_b1"]).max() <= TOLERANCE
+    assert np.abs(together.numpy() - expected["logits_b4"]).max() <= TOLERANCE
     found = context["visual.prompts"][1:].numpy()
     assert np.abs(found - expected["visual_context_b4"]).max() <= TOLERANCE
 
