@@ -118,6 +118,13 @@ def train(
             "below.",
         ),
     ] = None,
+    stage1: Annotated[
+        Path | None,
+        typer.Option(
+            "--stage1",
+            help="For dpc: the run or checkpoint of the prompt that a second one is tuned beside.",
+        ),
+    ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
@@ -298,6 +305,7 @@ def train(
         output=output,
         method=method,
         method_options=parse_options(option or [], template or []),
+        stage1=stage1,
         model=model,
         pretrained=pretrained,
         image_root=image_root,
