@@ -58,7 +58,7 @@ def run(arguments: Sequence[str]) -> int:
         _complain(str(error))
         return error.exit_code
     except KeyboardInterrupt:
-        _complain("interrupted; files that were finished are whole, nothing else was written")
+        _complain("interrupted; every file that was finished is whole")
         return INTERRUPTED
     except BrokenPipeError:  # the reader of our stdout, `head` say, has gone
         _give_up_stdout()

@@ -47,6 +47,22 @@ def atomic_file(path: Path) -> Iterator[BinaryIO]:
 
 
 @contextmanager
+def new_file(path: Path) -> Iterator[BinaryIO]:
+    """Like `atomic_file` for one of many, not synced; FileExistsError if `path` is there by then.
+
+    What was left by a writer that was killed is swept by `sweep_temporaries(path.parent / "new")`.
+    """
+    temporary, handle = _locked_temporary(path.with_name("new"), _create_file)
+    with open(handle, "wb") as file:
+        try:
+            yield file
+            file.flush()
+            os.link(temporary, path)  # unlike renaming, it never replaces
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+@contextmanager
 def staged_folder(target: Path, *, replace: bool = False) -> Iterator[Path]:
     """A temporary folder that becomes `target` when the block ends well, and vanishes otherwise.
 

@@ -50,7 +50,7 @@ def read_pictures(
         name = name_of(item)
         try:
             pixels = preprocess(
-                _source(item), preprocessing, exact=exact_decode, limits=limits, deadline=deadline
+                source_of(item), preprocessing, exact=exact_decode, limits=limits, deadline=deadline
             )
         except ImageError as error:
             return Failure(path=name, error=str(error))
@@ -67,7 +67,8 @@ def read_pictures(
     return ordered_map(read, items, bounds)
 
 
-def _source(item: ImageSource | Item) -> ImageSource:
+def source_of(item: ImageSource | Item) -> ImageSource:
+    """The image itself, fetched if that was deferred. Raises ImageError."""
     source = item.image if isinstance(item, Item) else item
     if isinstance(source, Deferred):
         try:

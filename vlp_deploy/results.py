@@ -22,10 +22,16 @@ CSV_COLUMNS = ("path", "label", "probability", "error", "top", "path_b64")
 
 
 class Row(NamedTuple):
-    """What a written answer tells of its input: the name, exactly, and whether it failed."""
+    """What a written answer tells again: the input's name, exactly, and its label if it has one."""
 
     name: str | None
-    failed: bool
+    label: str | None
+    probability: float
+
+    @property
+    def failed(self) -> bool:
+        """Whether there is no prediction."""
+        return self.label is None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +62,28 @@ def record(answer: Answer) -> dict[str, Any]:
     return found
 
 
-def row_of(path: str | None, path_b64: str | None, error: str | None) -> Row:
-    """The Row of a written record's fields."""
-    name = os.fsdecode(base64.b64decode(path_b64, validate=True)) if path_b64 else path
-    return Row(name, bool(error))
+def row_of(answer: Answer) -> Row:
+    """What will be read again of an answer."""
+    if isinstance(answer, Failure):
+        return Row(answer.path, None, 0.0)
+    return Row(answer.path, answer.label, answer.probability)
+
+
+class RowFields(msgspec.Struct):
+    """The fields of a written record that make its Row; others are passed over."""
+
+    path: str | None
+    label: str | None = None
+    probability: float | None = None
+    error: str | None = None
+    path_b64: str | None = None
+
+    def row(self) -> Row:
+        """Raises ValueError if the name is not what base64 gives."""
+        name = self.path
+        if self.path_b64:
+            name = os.fsdecode(base64.b64decode(self.path_b64, validate=True))
+        return Row(name, None if self.error else self.label or "", self.probability or 0.0)
 
 
 def _table_line(answer: Answer) -> bytes:
@@ -82,18 +106,11 @@ def _json_line(answer: Answer) -> bytes:
     return msgspec.json.encode(record(answer)) + b"\n"
 
 
-class _JsonFields(msgspec.Struct):
-    path: str | None
-    path_b64: str | None = None
-    error: str | None = None
-
-
-_JSON_DECODER = msgspec.json.Decoder(_JsonFields)
+_JSON_DECODER = msgspec.json.Decoder(RowFields)
 
 
 def _json_row(line: bytes) -> Row:
-    fields = _JSON_DECODER.decode(line)  # msgspec's errors are ValueErrors
-    return row_of(fields.path, fields.path_b64, fields.error)
+    return _JSON_DECODER.decode(line).row()  # msgspec's errors are ValueErrors
 
 
 def _csv_line(answer: Answer) -> bytes:
@@ -123,8 +140,8 @@ def _csv_row_of(line: bytes) -> Row:
         raise ValueError(str(error)) from error
     if len(fields) != len(CSV_COLUMNS):
         raise ValueError(f"{len(fields)} fields; expected {len(CSV_COLUMNS)}")
-    values = dict(zip(CSV_COLUMNS, fields, strict=True))
-    return row_of(values["path"], values["path_b64"], values["error"])
+    path, label, probability, reason, _, path_b64 = fields
+    return RowFields(path, label, float(probability or 0), reason, path_b64).row()
 
 
 def _base64(path: str) -> str:

@@ -10,7 +10,7 @@ import re
 import pytest
 
 from vlp_deploy.answers import Candidate, Failure, Prediction
-from vlp_deploy.results import LINE_FORMATS
+from vlp_deploy.results import LINE_FORMATS, row_of
 
 GOOD = Prediction(
     path="a b/ü.jpg",
@@ -87,7 +87,9 @@ def test_lines_tell_which_input_they_answer(format: str) -> None:
 
     rows = [LINE_FORMATS[format].decode(LINE_FORMATS[format].encode(a)) for a in (GOOD, nasty, ODD)]
 
-    assert rows == [(GOOD.path, False), (nasty.path, True), (ODD.path, True)]
+    good = (GOOD.path, GOOD.label, GOOD.probability)
+    assert rows == [good, (nasty.path, None, 0), (ODD.path, None, 0)]
+    assert rows == [row_of(answer) for answer in (GOOD, nasty, ODD)]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])

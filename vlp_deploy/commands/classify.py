@@ -3,15 +3,16 @@
 import itertools
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from enum import StrEnum
+from functools import partial
 from pathlib import Path
 from typing import Annotated, BinaryIO
 
 import typer
 
-from vlp_deploy import __version__
+from vlp_deploy import __version__, ray_run
 from vlp_deploy.answers import Answer
 from vlp_deploy.class_list import ClassNames, name_key, read_class_list
 from vlp_deploy.classifier import BATCH_SIZE, Classifier
@@ -21,12 +22,17 @@ from vlp_deploy.inputs import Inputs
 from vlp_deploy.items import Input
 from vlp_deploy.limits import MAX_BYTES, MAX_PIXELS, SECONDS, Limits
 from vlp_deploy.outputs.embeddings import EMBEDDING_SUFFIXES
+from vlp_deploy.outputs.gallery import Gallery
 from vlp_deploy.outputs.header import Decoding, RunHeader
 from vlp_deploy.outputs.run import Run
+from vlp_deploy.outputs.sorted_images import LABEL, SortedImages, searched_around
 from vlp_deploy.progress import progress_bar, status
 from vlp_deploy.reading import READ_THREADS
+from vlp_deploy.watching import arrivals
 
 MEGABYTE = 1_000_000
+RESULTS, SPEED, LIMITS = "Where results go", "Engine and speed", "Limits of one file"
+Answering = Callable[[Iterable[Input]], Iterator[Answer]]
 
 
 class Format(StrEnum):
@@ -55,34 +61,87 @@ def classify(
     ] = None,
     top_k: Annotated[int, typer.Option(min=1, help="Candidates to name for every image.")] = 5,
     format: Annotated[
-        Format | None, typer.Option(help="Default: by the name of --output, else table.")
+        Format | None,
+        typer.Option(rich_help_panel=RESULTS, help="Default: by the name of --output, else table."),
     ] = None,
     output: Annotated[
         Path | None,
         typer.Option(
+            rich_help_panel=RESULTS,
             help="Write here instead of to stdout. A .jsonl or .csv file or a .parquet folder that "
-            "was left unfinished is continued by typing the same command again."
+            "was left unfinished is continued by typing the same command again.",
         ),
     ] = None,
     force: Annotated[
-        bool, typer.Option("--force", help="Begin --output and --embeddings anew.")
+        bool,
+        typer.Option(
+            "--force", rich_help_panel=RESULTS, help="Begin --output and --embeddings anew."
+        ),
     ] = False,
     embeddings: Annotated[
         Path | None,
-        typer.Option(help="Also write image embeddings: .npy, or .parquet for a folder of parts."),
+        typer.Option(
+            rich_help_panel=RESULTS,
+            help="Also write image embeddings: .npy, or .parquet for a folder of parts.",
+        ),
     ] = None,
-    exact_decode: Annotated[
-        bool, typer.Option("--exact-decode", help="Decode JPEG in full; slower on photos.")
+    copy_to: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RESULTS,
+            metavar="DIR/{label}",
+            help="Also copy every image into the folder of its label. Nothing is replaced.",
+        ),
+    ] = None,
+    symlink: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=RESULTS,
+            metavar="DIR/{label}",
+            help="The same with symbolic links in place of copies.",
+        ),
+    ] = None,
+    html: Annotated[
+        Path | None,
+        typer.Option(
+            rich_help_panel=RESULTS,
+            help="At the end, also write a page of thumbnails by label, to look at offline.",
+        ),
+    ] = None,
+    watch: Annotated[
+        bool,
+        typer.Option(
+            "--watch",
+            help="Classify what is in the folders and then what arrives there, until Ctrl-C.",
+        ),
     ] = False,
-    engine: Annotated[str, typer.Option(help="auto, onnx or fake.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu or cuda.")] = "cpu",
-    threads: Annotated[int, typer.Option(min=0, help="0: the engine's own choice.")] = 0,
-    read_threads: Annotated[int, typer.Option(min=1, help="Threads that read images.")] = (
-        READ_THREADS
-    ),
-    batch_size: Annotated[int, typer.Option(min=1, help="Images the engine gets at once.")] = (
-        BATCH_SIZE
-    ),
+    exact_decode: Annotated[
+        bool,
+        typer.Option(
+            "--exact-decode", rich_help_panel=SPEED, help="Decode JPEG in full; slower on photos."
+        ),
+    ] = False,
+    engine: Annotated[
+        str, typer.Option(rich_help_panel=SPEED, help="auto, onnx or fake.")
+    ] = "auto",
+    device: Annotated[str, typer.Option(rich_help_panel=SPEED, help="cpu or cuda.")] = "cpu",
+    threads: Annotated[
+        int, typer.Option(min=0, rich_help_panel=SPEED, help="0: the engine's own choice.")
+    ] = 0,
+    read_threads: Annotated[
+        int, typer.Option(min=1, rich_help_panel=SPEED, help="Threads that read images.")
+    ] = (READ_THREADS),
+    batch_size: Annotated[
+        int, typer.Option(min=1, rich_help_panel=SPEED, help="Images the engine gets at once.")
+    ] = (BATCH_SIZE),
+    ray: Annotated[
+        str | None,
+        typer.Option(
+            rich_help_panel=SPEED,
+            metavar="local|ADDRESS",
+            help="Let a Ray cluster classify: one made here, or the one at the address.",
+        ),
+    ] = None,
     template: Annotated[
         list[str] | None,
         typer.Option(
@@ -90,13 +149,21 @@ def classify(
         ),
     ] = None,
     max_pixels: Annotated[
-        int, typer.Option(min=1, help="An image with more is an error.")
+        int, typer.Option(min=1, rich_help_panel=LIMITS, help="An image with more is an error.")
     ] = MAX_PIXELS,
     max_memory: Annotated[
-        int, typer.Option(min=1, help="Megabytes that decoding may take, of all images at once.")
+        int,
+        typer.Option(
+            min=1,
+            rich_help_panel=LIMITS,
+            help="Megabytes that decoding may take, of all images at once.",
+        ),
     ] = MAX_BYTES // MEGABYTE,
     timeout: Annotated[
-        float, typer.Option(min=0, help="Seconds to read an image, 0 for any time.")
+        float,
+        typer.Option(
+            min=0, rich_help_panel=LIMITS, help="Seconds to read an image, 0 for any time."
+        ),
     ] = SECONDS,
 ) -> int:
     """Classify images and give one line for each, in the order they were named.
@@ -106,13 +173,16 @@ def classify(
     """
     chosen = _format(format, output)
     _check(chosen, output, embeddings, template_alone=bool(template) and classes is None)
+    _check_sorting(images, copy_to, symlink)
+    if watch:
+        _check_watch(images, chosen, embeddings, ray)
     limits = Limits(max_pixels=max_pixels, max_bytes=max_memory * MEGABYTE, seconds=timeout or None)
     names = read_class_list(classes) if classes else None
     loaded = Classifier.load(bundle, engine, threads or None, device=device)
     classifier = _with_classes(loaded, names, template)
     _warn_of_new_classes(loaded, names)
     inputs = Inputs(images)
-    items = _not_empty(inputs)
+    items = iter(()) if watch else _not_empty(inputs)
     header = RunHeader(
         tool=f"vlp-deploy {__version__}",
         bundle=classifier.bundle.digest,
@@ -127,21 +197,36 @@ def classify(
         decoding=_decoding(classifier, limits, exact_decode=exact_decode),
         embeddings=_text(embeddings) if embeddings else None,
     )
+    task = ray_run.Task(
+        bundle=os.path.abspath(classifier.bundle.path),
+        digest=classifier.bundle.digest,
+        engine=engine,
+        threads=threads or 1,
+        device=device,
+        classes=names,
+        templates=header.templates,
+        top_k=top_k,
+        batch_size=batch_size,
+        exact_decode=exact_decode,
+        limits=limits,
+        with_embeddings=embeddings is not None,
+    )
+    here = partial(ray_run.answers_here, classifier, task=task, read_threads=read_threads)
     width = classifier.bundle.manifest.backbone.config.embed_dim
     with _opened(output, embeddings, header, width=width, force=force) as run:
-        if run.is_complete:
+        run.companions += _sorted(classifier, copy_to, symlink)
+        if html:
+            title = f"Images in {', '.join(header.inputs[:3])}"
+            run.companions.append(Gallery(html, limits=limits, title=title, force=force))
+        if watch:
+            _watch(here, run, images)
+        elif run.is_complete and not run.companions:
             return _report_complete(run)
-        run.skip_answered(items)
-        answers = classifier.stream(
-            items,
-            top_k,
-            batch_size,
-            exact_decode=exact_decode,
-            limits=limits,
-            read_threads=read_threads,
-            with_embeddings=embeddings is not None,
-        )
-        _write(answers, run, inputs, shown=output is not None or not sys.stdout.isatty())
+        else:
+            items = run.unanswered(items)
+            shown = output is not None or not sys.stdout.isatty()
+            with _answering(here, ray, task) as answering:
+                _write(answering(items), run, inputs, shown=shown)
     _report(run, inputs.tally.left_out)
     return int(run.failed > 0)
 
@@ -164,6 +249,23 @@ def _check(
         raise typer.BadParameter(
             f"--embeddings {embeddings}: expected a name in {' or '.join(EMBEDDING_SUFFIXES)}"
         )
+
+
+def _check_sorting(images: list[Path], *templates: str | None) -> None:
+    """Raise for folders without a label, or whose images would be found and sorted again."""
+    for template in filter(None, templates):
+        if template.count(LABEL) != 1:
+            raise typer.BadParameter(f"{template}: expected a folder with {LABEL} in it, once")
+        if (searched := searched_around(template, images)) is not None:
+            raise typer.BadParameter(f"{template} lies in {searched}, which is searched for images")
+
+
+def _check_watch(images: list[Path], format: Format, *others: object) -> None:
+    """Raise for what cannot be watched, or written in the order in which files arrive."""
+    if absent := [str(path) for path in images if not path.is_dir()]:
+        raise typer.BadParameter(f"--watch is for folders; {absent[0]} is none")
+    if format == Format.PARQUET or any(others):
+        raise typer.BadParameter("--watch goes with lines only: no parquet, --embeddings or --ray")
 
 
 def _with_classes(
@@ -256,6 +358,35 @@ def _is_stdout(output: Path) -> bool:
         return os.path.samestat(os.stat(output), os.fstat(sys.stdout.fileno()))
     except (OSError, ValueError):  # not there yet, or stdout is not a real file
         return False
+
+
+def _sorted(
+    classifier: Classifier, copy_to: str | None, symlink: str | None
+) -> Iterator[SortedImages]:
+    """What sorts images into folders, if it is wanted."""
+    for template, link in ((copy_to, False), (symlink, True)):
+        if template:
+            yield SortedImages(template, classifier.classes, link=link)
+
+
+@contextmanager
+def _answering(here: Answering, ray: str | None, task: ray_run.Task) -> Iterator[Answering]:
+    """What answers: this process, or a Ray cluster."""
+    if ray is None:
+        yield here
+        return
+    with ray_run.connected(ray) as package:
+        yield partial(ray_run.answers, package, task=task)
+
+
+def _watch(answering: Answering, run: Run, folders: list[Path]) -> None:
+    """Answer for every image that is there or arrives, until somebody interrupts."""
+    try:
+        for images in arrivals(folders, run.reopened()):
+            for answer in answering(run.remembered(iter(images))):
+                run.write(answer)
+    except KeyboardInterrupt:
+        run.finish()
 
 
 def _write(answers: Iterator[Answer], run: Run, inputs: Inputs, *, shown: bool) -> None:

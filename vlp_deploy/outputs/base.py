@@ -7,6 +7,8 @@ and `floor` ask, `keep` cuts.
 from abc import ABC, abstractmethod
 
 from vlp_deploy.answers import Answer
+from vlp_deploy.items import Input
+from vlp_deploy.results import Row
 
 
 class Output(ABC):
@@ -34,6 +36,22 @@ class Output(ABC):
 
     def close(self) -> None:
         """Let go of files, finished or not; closing twice is allowed."""
+        return
+
+
+class Companion(ABC):
+    """What is made of the images themselves once their answers are known.
+
+    It sees every row of a run in order, those of the runs before it was broken off included, and
+    each before it is written: what it did for them, it finds and leaves.
+    """
+
+    @abstractmethod
+    def take(self, row: Row, image: Input) -> None:
+        """See one row and its image."""
+
+    def finish(self) -> None:
+        """Every row has been seen."""
         return
 
 

@@ -17,7 +17,7 @@ from vlp_deploy.errors import DataError, MissingExtraError
 from vlp_deploy.files import TEMPORARY_SUFFIX, atomic_file, sweep_temporaries
 from vlp_deploy.outputs.base import Output
 from vlp_deploy.outputs.lock import lock
-from vlp_deploy.results import Row, record, row_of
+from vlp_deploy.results import Row, RowFields, record
 
 ROWS_A_PART = 2048
 
@@ -143,9 +143,9 @@ class AnswerParts(PartsFolder):
     def kept(self, rows: int) -> Iterator[Row]:
         """The first `rows` rows, a number that `floor` gave."""
         for part in self._parts_within(rows):
-            columns = ["path", "path_b64", "error"]
+            columns = list(RowFields.__struct_fields__)
             for found in self._arrow.parquet.read_table(part, columns=columns).to_pylist():
-                yield row_of(found["path"], found["path_b64"], found["error"])
+                yield RowFields(**found).row()
 
 
 def _pyarrow() -> ModuleType:

@@ -7,6 +7,7 @@ then writes its header, then rows: none ever stands under a header that is not i
 
 import errno
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -15,10 +16,10 @@ from typing import BinaryIO
 
 import msgspec
 
-from vlp_deploy.answers import Answer, Failure
+from vlp_deploy.answers import Answer
 from vlp_deploy.errors import DataError
 from vlp_deploy.items import Input, name_of
-from vlp_deploy.outputs.base import Output, common_rows
+from vlp_deploy.outputs.base import Companion, Output, common_rows
 from vlp_deploy.outputs.embeddings import embedding_output
 from vlp_deploy.outputs.header import (
     Finished,
@@ -31,7 +32,7 @@ from vlp_deploy.outputs.header import (
 from vlp_deploy.outputs.lines import LineFile, LineStream
 from vlp_deploy.outputs.lock import lock
 from vlp_deploy.outputs.parts import AnswerParts
-from vlp_deploy.results import LINE_FORMATS, Row
+from vlp_deploy.results import LINE_FORMATS, Row, row_of
 
 
 class Run:
@@ -46,6 +47,8 @@ class Run:
         self.rows = finished.inputs if finished else 0
         self.failed = finished.failed if finished else 0
         self.begun = 0  # rows that were there at the start
+        self.companions: list[Companion] = []
+        self._asked: deque[Input] = deque()  # inputs without an answer yet, for the companions
 
     @classmethod
     def saved(cls, path: Path, header: RunHeader, *, width: int, force: bool) -> "Run":
@@ -82,22 +85,49 @@ class Run:
         """Whether a later run can go on where this one is broken off."""
         return self._saved is not None
 
-    def skip_answered(self, inputs: Iterator[Input]) -> None:
-        """Take the inputs whose answers are there, and cut what is not whole behind them.
+    def unanswered(self, inputs: Iterator[Input]) -> Iterator[Input]:
+        """The inputs behind those whose answers are there; cuts what is not whole.
 
         Raises DataError if they are other inputs than before.
         """
         # Cut to whole batches: made of the same images, they give the same answers to the last bit.
         rows = common_rows(self._outputs, step=self._saved.header.batch_size) if self._saved else 0
+        self.rows = self.failed = 0
         for row in self._saved.main.kept(rows) if self._saved else ():
-            self._compare(row, next(inputs, None))
-            self.rows += 1
-            self.failed += row.failed
+            self._show(row, self._same(row, next(inputs, None)))
+            self._count(row)
+        self._go_on_behind(rows)
+        return self.remembered(inputs)
+
+    def reopened(self) -> set[str]:
+        """The names of all inputs that are answered, in any order; others may be written then."""
+        names: set[str] = set()
+        rows = 0
+        if self._saved:
+            write_header(self._saved.path, self._saved.header)  # it may have been complete
+            self.is_complete, self.rows, self.failed = False, 0, 0
+            rows = self._saved.main.rows()
+            for row in self._saved.main.kept(rows):
+                name = row.name or ""
+                names.add(name)
+                self._show(row, name)
+                self._count(row)
+        self._go_on_behind(rows)
+        return names
+
+    def remembered(self, inputs: Iterator[Input]) -> Iterator[Input]:
+        """The inputs as they are; the companions will get them with their answers."""
+        for given in inputs:
+            if self.companions:
+                self._asked.append(given)
+            yield given
+
+    def _go_on_behind(self, rows: int) -> None:
         for output in self._outputs:
             output.keep(rows)
         self.begun = rows
 
-    def _compare(self, row: Row, given: Input | None) -> None:
+    def _same(self, row: Row, given: Input | None) -> Input:
         name = None if given is None else name_of(given)
         if given is None or name != row.name:
             now = "there is none now" if given is None else f"it is {name!r} now"
@@ -105,18 +135,31 @@ class Run:
                 f"the output cannot be continued: input {self.rows + 1:,} was {row.name!r}, and"
                 f" {now}. Restore the inputs, or begin anew with --force"
             )
+        return given
 
     def write(self, answer: Answer) -> None:
-        """Add a row."""
+        """Add a row. With companions, inputs must have come by `unanswered` or `remembered`."""
+        row = row_of(answer)
+        if self.companions:
+            self._show(row, self._asked.popleft())
         for output in self._outputs:
             output.write(answer)
+        self._count(row)
+
+    def _show(self, row: Row, image: Input) -> None:
+        for companion in self.companions:
+            companion.take(row, image)
+
+    def _count(self, row: Row) -> None:
         self.rows += 1
-        self.failed += isinstance(answer, Failure)
+        self.failed += row.failed
 
     def finish(self) -> None:
         """Say that every input has its answer."""
         for output in self._outputs:
             output.finish()
+        for companion in self.companions:
+            companion.finish()
         if self._saved:
             finished = Finished(inputs=self.rows, failed=self.failed)
             header = msgspec.structs.replace(self._saved.header, finished=finished)
