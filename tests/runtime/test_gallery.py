@@ -83,7 +83,7 @@ def test_page_needs_nothing_else_and_suits_phones_and_dark_rooms(
         page.tags
     )
     assert all(attrs["loading"] == "lazy" for tag, attrs in page.tags if tag == "img")
-    assert "1 images in 1 classes, 1 inputs failed" in page.text
+    assert "Images: 1. Classes: 1. Inputs that failed: 1." in page.text
 
 
 def test_page_is_bounded_and_says_what_is_left_out(

@@ -216,7 +216,7 @@ def classify(
     with _opened(output, embeddings, header, width=width, force=force) as run:
         run.companions += _sorted(classifier, copy_to, symlink)
         if html:
-            title = f"Images in {', '.join(header.inputs[:3])}"
+            title = f"Classified: {', '.join(header.inputs[:3])}"
             run.companions.append(Gallery(html, limits=limits, title=title, force=force))
         if watch:
             _watch(here, run, images)

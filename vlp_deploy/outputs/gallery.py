@@ -114,7 +114,8 @@ class Gallery(Companion):
         count = sum(group.count for _, group in groups)
         shown = sum(len(group.tiles) for _, group in groups)
         yield _head(self._title)
-        yield f"<p>{count:,} images in {len(groups):,} classes, {self._failed:,} inputs failed."
+        yield f"<p>Images: {count:,}. Classes: {len(groups):,}."
+        yield f" Inputs that failed: {self._failed:,}."
         if shown < count:
             yield f" Shown are {shown:,}: the first {PER_LABEL} of each class, as far as there was"
             yield f" room; {count - shown:,} are left out."
