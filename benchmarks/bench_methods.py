@@ -1,6 +1,6 @@
 """Every method beside zero-shot on the embedded emoji: base, new, their harmonic mean, new styles.
 
-    python benchmarks/bench_methods.py [--methods coop vpt …] [--seeds 1 2 3] [--shots 2]
+    python benchmarks/bench_methods.py [--methods coop vpt …] [--seeds 1 2 3] [--shots 2] [--jobs 1]
 
 A run draws `shots` of the four training styles for each base class and learns from them, with the
 options of the method's recipe (`vlp_train.recipes`). Measured are
@@ -17,18 +17,21 @@ itself: what a tuned prompt has to beat. A table goes to stdout, a line to `resu
 import argparse
 import csv
 import json
+import os
 import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib import import_module
+from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
 import msgspec
+import torch
 
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.cli import run
@@ -36,24 +39,11 @@ from vlp_deploy.data import Sample, few_shot, load_dataset
 from vlp_deploy.embedded import emoji_path
 from vlp_deploy.measure import describe_machine
 from vlp_train.evaluate import ENSEMBLE
-from vlp_train.recipes import Recipe
+from vlp_train.recipes import RECIPES
 
 RESULTS = Path(__file__).parent / "results" / "methods.jsonl"
 ZERO_SHOT = "zeroshot"
 COLUMNS = ("base", "new", "H", "styles")
-# a stage-1 method for every run of DPC; the names are those of the recipes
-STAGE_1 = {
-    "dpc-coop": "coop",
-    "dpc-ivlp": "ivlp",
-    "dpc-maple": "maple",
-    "dpc-promptsrc": "promptsrc",
-}
-METHODS = (
-    ZERO_SHOT,
-    *("coop", "cocoop", "kgcoop", "vpt", "deep_language", "ivlp", "maple", "promptsrc"),
-    *("dpt", "dcp", "dpl", *STAGE_1),
-)
-
 Scores = dict[str, float]  # by column
 
 
@@ -92,35 +82,16 @@ def _write_list(
             writer.writerows((s.path, class_names[s.label], split) for s in samples)
 
 
-def train(name: str, data: Data, folder: Path, *, seed: int) -> tuple[Scores, float]:
+def train(name: str, data: Data, folder: Path, *, seed: int, shots: int) -> tuple[Scores, float]:
     """One run's accuracies in percent, and its seconds."""
-    recipe = recipe_of(name)
     started = time.perf_counter()
-    arguments = ["train", str(data.base), "--method", recipe.method, *options_of(recipe)]
-    arguments += ["--seed", str(seed), "--output", str(folder / name), "--force"]
+    arguments = RECIPES[name].arguments(data.base, folder, seed=seed, shots=shots)
+    arguments += ["--output", str(folder / name), "--force"]
     arguments += ["--evaluate", str(data.new), "--evaluate", str(data.styles)]
-    if name in STAGE_1:
-        arguments += ["--stage1", str(folder / STAGE_1[name])]
     if run(arguments):
         raise SystemExit(f"vlp {' '.join(arguments)} failed")
     metrics = PromptCheckpoint.load(folder / name).header.provenance["metrics"]
     return scores_of(metrics), time.perf_counter() - started
-
-
-def recipe_of(name: str) -> Recipe:
-    """The recipe of a row of the table."""
-    recipe: Recipe = import_module(f"vlp_train.recipes.{name.replace('-', '_')}").RECIPE
-    return recipe
-
-
-def options_of(recipe: Recipe) -> list[str]:
-    """The recipe's options but for shots and seed, which are drawn here."""
-    options = list(recipe.options)
-    for name in ("--shots", "--seed"):
-        if name in options:
-            index = options.index(name)
-            del options[index : index + 2]
-    return options
 
 
 def scores_of(metrics: Mapping[str, Any]) -> Scores:
@@ -136,11 +107,10 @@ def harmonic(a: float, b: float) -> float:
 
 def zero_shot(data: Data, folder: Path) -> tuple[Scores, float]:
     """The best accuracy of any one template or of their average, column by column."""
-    recipe = recipe_of(ZERO_SHOT)
     started = time.perf_counter()
     best: dict[str, float] = {}
     for column in ("base", "new", "styles"):
-        arguments = ["train", str(getattr(data, column)), "--method", ZERO_SHOT, *recipe.options]
+        arguments = RECIPES[ZERO_SHOT].arguments(getattr(data, column), folder)
         if run([*arguments, "--output", str(folder / ZERO_SHOT), "--force"]):
             raise SystemExit(f"zero-shot on {column} failed")
         metrics = PromptCheckpoint.load(folder / ZERO_SHOT).header.provenance["metrics"]
@@ -152,8 +122,8 @@ def zero_shot(data: Data, folder: Path) -> tuple[Scores, float]:
 
 def check_dpc(runs: Mapping[str, Sequence[Scores]]) -> None:
     """DPC serves new classes with its backbone's prompt: the accuracies must be the same."""
-    for name, backbone in STAGE_1.items():
-        for tuned, before in zip(runs.get(name, ()), runs.get(backbone, ()), strict=False):
+    for name, scores in runs.items():
+        for tuned, before in zip(scores, runs.get(RECIPES[name].stage1, ()), strict=False):
             assert tuned["new"] == before["new"], f"{name} changed the answers for new classes"
 
 
@@ -178,28 +148,52 @@ def table(runs: Mapping[str, Sequence[Scores]], seconds: Mapping[str, float]) ->
     return "\n".join(lines)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Seed:
+    """Every run of one seed."""
+
+    names: Sequence[str]
+    seed: int
+    shots: int
+    folder: Path
+    threads: int
+
+    def measure(self) -> dict[str, tuple[Scores, float]]:
+        """Scores and seconds by the name of the recipe, stage 1 before stage 2."""
+        torch.set_num_threads(self.threads)
+        data = write_data(self.folder / "data", shots=self.shots, seed=self.seed)
+        return {
+            name: zero_shot(data, self.folder)
+            if name == ZERO_SHOT
+            else train(name, data, self.folder, seed=self.seed, shots=self.shots)
+            for name in self.names
+        }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=METHODS)
+    parser.add_argument("--methods", nargs="+", choices=RECIPES, default=list(RECIPES))
     parser.add_argument("--seeds", nargs="+", type=int, default=[1, 2, 3])
     parser.add_argument("--shots", type=int, default=2)
+    parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, sharing the cores")
     options = parser.parse_args()
-    wanted = {name: None for name in options.methods}
-    wanted |= {STAGE_1[name]: None for name in options.methods if name in STAGE_1}
-    names = [name for name in METHODS if name in wanted]  # stage 1 before stage 2
-    runs: dict[str, list[Scores]] = {name: [] for name in names}
-    seconds = dict.fromkeys(names, 0.0)
+    wanted = {*options.methods, *(RECIPES[name].stage1 for name in options.methods)}
+    names = [name for name in RECIPES if name in wanted]
     with tempfile.TemporaryDirectory() as scratch:
-        for seed in options.seeds:
-            folder = Path(scratch) / str(seed)
-            data = write_data(folder / "data", shots=options.shots, seed=seed)
-            for name in names:
-                if name == ZERO_SHOT:
-                    scores, took = zero_shot(data, folder)
-                else:
-                    scores, took = train(name, data, folder, seed=seed)
-                runs[name].append(scores)
-                seconds[name] += took / len(options.seeds)
+        seeds = [
+            Seed(
+                names=names,
+                seed=seed,
+                shots=options.shots,
+                folder=Path(scratch) / str(seed),
+                threads=max(1, len(os.sched_getaffinity(0)) // options.jobs),
+            )
+            for seed in options.seeds
+        ]
+        with ProcessPoolExecutor(options.jobs, get_context("spawn")) as pool:
+            measured = list(pool.map(Seed.measure, seeds))
+    runs = {name: [of_seed[name][0] for of_seed in measured] for name in names}
+    seconds = {name: mean(of_seed[name][1] for of_seed in measured) for name in names}
     check_dpc(runs)
     print(table(runs, seconds))
     line = {
