@@ -78,12 +78,17 @@ def test_inspect_says_what_it_expected(tmp_path: Path, capsys: pytest.CaptureFix
     assert "no prompt checkpoint" in capsys.readouterr().err
 
 
-def test_methods_lists_every_method(
+def test_methods_tells_all_of_every_method(
     capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("COLUMNS", "60")
 
     assert cli.run(["methods"]) == 0
 
     shown = capsys.readouterr().out
-    assert all(name in shown and method.paper in shown for name, method in METHODS.items())
+    words = " ".join(shown.split())
+    for name, method in METHODS.items():
+        assert f"{name} {method.paper}" in words
+        for text in (method.learns, method.export, method.cost, method.new_classes):
+            assert text in words
+    assert max(map(len, shown.splitlines())) <= 60
