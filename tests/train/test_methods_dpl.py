@@ -59,6 +59,41 @@ def zero_shot(method: Dpl) -> tuple[Tensor, ...]:
         return method.prompted.image_features(IMAGES, {}), method.prompted.class_features({})
 
 
+@pytest.mark.parametrize("conditioned", [False, True])
+@pytest.mark.parametrize("chunk", [1, 2])
+def test_class_chunks_change_nothing(tiny_clip: Clip, chunk: int, conditioned: bool) -> None:
+    """Features and gradients, and no more rows at once than asked for."""
+    found = []
+    for count in (0, chunk):
+        method = make(tiny_clip, condition_rank=2 if conditioned else 0)
+        method.prompted.class_chunk = count
+        features = method.prompted.class_features(method.prompts())
+        (features * torch.linspace(-1, 1, features.numel()).view_as(features)).sum().backward()
+        learned = [p.grad for p in method.parameters() if p.grad is not None]
+        found.append((features.detach(), torch.cat([grad.flatten() for grad in learned])))
+
+    (features, gradient), (chunked, its_gradient) = found
+    assert (features - chunked).abs().max() < ROUNDING
+    assert (gradient - its_gradient).abs().max() < 1e-5 * gradient.abs().max()
+
+
+def test_classes_are_read_a_chunk_at_a_time(
+    tiny_clip: Clip, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    method, sizes, decoupled = make(tiny_clip), [], Attention.decoupled
+
+    def counted(self: Attention, tokens: Tensor, *others: Any, **more: Any) -> Tensor:
+        sizes.append(len(tokens))
+        return decoupled(self, tokens, *others, **more)
+
+    monkeypatch.setattr(Attention, "decoupled", counted)
+    method.prompted.class_chunk = 2
+    with torch.no_grad():
+        method.prompted.class_features(method.prompts())
+
+    assert max(sizes) == 2
+
+
 def attention() -> tuple[Attention, Tensor, Tensor]:
     """One with 2 heads, tokens (2, 5, 8) and prompts (1, 3, 8)."""
     torch.manual_seed(0)

@@ -29,6 +29,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlp_deploy.structures import Decoupled
+from vlp_train.chunks import encode_in_chunks, fitting_rows
 from vlp_train.clip import Block
 from vlp_train.prompted import PromptedClip, Prompts
 
@@ -48,14 +49,26 @@ class DecoupledClip(PromptedClip):
     def text_features(self, prompts: Prompts, *, plain: bool = False) -> Tensor:
         """Raw features (T·K, D) of the whole sentences; `plain` runs all 77 positions."""
         length = self._ids.shape[1] if plain else int(self._eot.max()) + 1
-        clip, ids = self.clip, self._ids[:, :length]
-        x = clip.token_embedding(ids) + clip.positional_embedding[:length]
-        read = self._reader(prompts, "text", causal=True, eot=self._eot)
+        rows = self._ids[:, :length], self._eot, None, None
+        count = self.class_chunk
+        if count is None:
+            count = fitting_rows(self.clip.config.text, *rows, plain=True)  # runs all its tokens
+
+        def encode(ids: Tensor, eot: Tensor, *_in_slots: Tensor | None) -> Tensor:
+            return self._sentences(prompts, ids, eot)
+
+        return encode_in_chunks(encode, *rows, count=count).float()
+
+    def _sentences(self, prompts: Prompts, ids: Tensor, eot: Tensor) -> Tensor:
+        """Raw features (N, D) of token rows (N, L)."""
+        clip = self.clip
+        x = clip.token_embedding(ids) + clip.positional_embedding[: ids.shape[1]]
+        read = self._reader(prompts, "text", causal=True, eot=eot)
         for layer, block in enumerate(clip.transformer.blocks):
             x = read(x, layer, block)
-        ends = x[torch.arange(len(x), device=x.device), self._eot]
+        ends = x[torch.arange(len(x), device=x.device), eot]
         features: Tensor = clip.ln_final(ends) @ clip.text_projection
-        return features.float()
+        return features
 
     def _reader(
         self, prompts: Prompts, tower: str, *, causal: bool, eot: Tensor | None = None
