@@ -130,6 +130,8 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
         "visual.prompts": (None, visual_tokens, config.vision.width),
         "reference.pixels": (REFERENCE_IMAGES, 3, size, size),
         "reference.logits": (REFERENCE_IMAGES, classes),
+        "reference.per_sample_logits": (REFERENCE_IMAGES, classes),  # DCP
+        "reference.selector_logits": (REFERENCE_IMAGES, classes),  # DPT
     }
     if isinstance(header.structure, Dual):
         expected |= _dual_shapes(expected, tensors)

@@ -44,6 +44,8 @@ TENSORS: dict[str, NDArray[Any]] = {
     "visual.prompts": np.ones((1, 3, 8), np.float32),
     "reference.pixels": np.ones((8, 3, 8, 8), np.uint8),
     "reference.logits": np.ones((8, 3), np.float32),
+    "reference.per_sample_logits": np.ones((8, 3), np.float32),
+    "reference.selector_logits": np.ones((8, 3), np.float32),
 }
 FLOATS = [name for name in TENSORS if name != "reference.pixels"]
 
