@@ -237,6 +237,23 @@ def test_promptsrc_leaves_both_towers_behind(
     assert set(conversion.tensors) == {"text.prompts", "visual.prompts"}
 
 
+def test_promptsrc_averages_the_class_buffers_too(
+    importing: Importing, weights: Weights, tiny_config: ClipConfig
+) -> None:
+    state = official.promptsrc(weights, tiny_config)
+    shares = np.exp(-0.5 * (np.arange(1, 21) - 15.0) ** 2)
+    for name in ("prompt_learner.token_prefix", "prompt_learner.token_suffix"):
+        average = torch.zeros_like(state[name])
+        for share in shares / shares.sum():
+            average = average + state[name] * float(share)
+        state[name] = average
+
+    conversion = importing(state)
+
+    assert conversion.header.templates == ("X X of a {}.",)
+    assert conversion.header.class_names == SPELLED
+
+
 def test_promptsrc_before_its_last_epoch(
     importing: Importing, weights: Weights, tiny_config: ClipConfig
 ) -> None:
@@ -301,6 +318,16 @@ def test_dpt_without_a_sibling(
         importing(path, **DPT_TEMPLATE)
 
 
+def test_dpt_without_its_class_aware_prompts(
+    importing: Importing, weights: Weights, tmp_path: Path
+) -> None:
+    path = official.dpt_folder(tmp_path / "run", weights)
+    (path / "image_encoder.transformer.extractor").rename(tmp_path / "elsewhere")
+
+    with pytest.raises(CheckpointError, match=r"2 of 3 layers.*missing beside it: .*extractor"):
+        importing(path)
+
+
 def test_parts_of_different_epochs(importing: Importing, weights: Weights, tmp_path: Path) -> None:
     path = official.dpt_folder(tmp_path / "run", weights)
     run_folder(path, official.coop(weights), epoch=9)
@@ -342,6 +369,21 @@ def test_cmpa(
     block = "encoder.resblocks.2.prompt_attn.mlp_pa_visual.c_fc.weight"
     np.testing.assert_array_equal(tensors["cmpa.mlp.c_fc_weight"][-1], state[block].float().numpy())
     assert not [name for name in tensors if "text_half" in name]
+
+
+@pytest.mark.parametrize("classes", [(), NAMES])
+def test_cmpa_keeps_the_words_it_did_not_learn(
+    classes: tuple[str, ...], importing: Importing, weights: Weights, tiny_config: ClipConfig
+) -> None:
+    state = official.cmpa(weights, tiny_config)
+    for side in ("text", "visual"):
+        state[f"prompt_learner.prompts_{side}"] = state[f"prompt_learner.prompts_{side}"][:2]
+    words = official.buffers(weights, tokens=2, words="a photo of a", prefix="prompt_learner.")
+
+    conversion = importing(state | words, classes=classes)
+
+    assert conversion.header.templates == ("X X of a {}.",)
+    assert conversion.header.class_names == (classes or SPELLED)
 
 
 def test_cmpa_counts_at_most_the_blocks_there_are(
@@ -386,7 +428,8 @@ def test_dpc_takes_the_mixture_apart(
 
     first, stored = (values(4, 24, seed=seed).float().numpy() for seed in (0, 3))
     header, tensors = conversion.header, conversion.tensors
-    assert header.structure == Dual(method="coop", mixing_weight=0.2)
+    assert header.structure == Dual(method="coop", mixing_weight=0.25)
+    assert any("mixing_weight=0.25" in assumption for assumption in conversion.assumptions)
     assert header.base_classes == header.class_names
     np.testing.assert_array_equal(tensors["dpc.backbone.text.prompts"][0], first)
     # float32 rounding
@@ -397,6 +440,11 @@ def test_dpc_takes_the_mixture_apart(
     conversion = importing(folder, **simple)  # above both runs
     np.testing.assert_array_equal(conversion.tensors["dpc.parallel.text.prompts"][0], stored)
     assert conversion.header.structure == Dual(method="coop", mixing_weight=0.5)
+    simple = {"stage1": str(folder / "first"), "mode": "simple"}
+    assert importing(folder, **simple).header.structure == Dual(method="coop", mixing_weight=0.2)
+    conversion = importing(folder, **simple, train_weight="0.3")
+    np.testing.assert_array_equal(conversion.tensors["dpc.parallel.text.prompts"][0], stored)
+    assert conversion.header.structure == Dual(method="coop", mixing_weight=0.3)
 
 
 def test_dpc_asks_for_what_it_needs(importing: Importing, weights: Weights, tmp_path: Path) -> None:
@@ -407,8 +455,8 @@ def test_dpc_asks_for_what_it_needs(importing: Importing, weights: Weights, tmp_
         importing(folder / "second", stage1=first)
     with pytest.raises(CheckpointError, match="Pass -O train_weight="):
         importing(folder / "second", stage1=first, mode="converse")
-    with pytest.raises(CheckpointError, match="leave it out"):
-        importing(folder / "second", stage1=first, mode="simple", train_weight="0.2")
+    with pytest.raises(CheckpointError, match=r"train_weight=2: Expected .* <= 1"):
+        importing(folder / "second", stage1=first, mode="converse", train_weight="2")
     with pytest.raises(CheckpointError, match="no such file"):
         importing(folder / "second", stage1="nowhere", mode="simple")
     with pytest.raises(CheckpointError, match=r"mode=convers: Invalid enum"):

@@ -27,6 +27,8 @@ SUFFIXES = ("token_suffix", "prompt_learner.token_suffix")
 PLACEHOLDER = "X"
 OFFICIAL_WORDS = "a photo of a"  # of which fewer learned tokens than four leave some as text
 FULL_STOP = "."
+# of a row's length: PromptSRC averages these copies too, in half precision, epoch after epoch
+AVERAGED = 1e-2
 
 Tokens = tuple[int, ...]
 
@@ -56,14 +58,35 @@ def recover_tokens(
             f"{context_length - 1 - suffix.shape[1]} for the prompts; they are {learned}. The file "
             "contradicts itself"
         )
-    table = {row.tobytes(): index for index, row in enumerate(embedding.astype(np.float16))}
-    return tuple(_until_end(rows, table, file.path) for rows in suffix)
+    tokens = _Vocabulary(embedding)
+    return tuple(_until_end(rows, tokens, file.path) for rows in suffix)
 
 
-def _until_end(rows: NDArray[np.float16], table: dict[bytes, int], path: Path) -> Tokens:
+class _Vocabulary:
+    """Which token an embedding is of."""
+
+    def __init__(self, embedding: Floats) -> None:
+        self._embedding = embedding
+        halves = embedding.astype(np.float16)
+        self._known: dict[bytes, int | None] = {row.tobytes(): i for i, row in enumerate(halves)}
+
+    def __call__(self, row: NDArray[np.float16]) -> int | None:
+        """The token of a row (d,); None if it is near none."""
+        key = row.tobytes()
+        if key not in self._known:
+            self._known[key] = self._nearest(row.astype(np.float32))
+        return self._known[key]
+
+    def _nearest(self, row: Floats) -> int | None:
+        distances = np.linalg.norm(self._embedding - row, axis=1)
+        nearest = int(distances.argmin())
+        return nearest if distances[nearest] <= AVERAGED * np.linalg.norm(row) else None
+
+
+def _until_end(rows: NDArray[np.float16], token_of: _Vocabulary, path: Path) -> Tokens:
     tokens: list[int] = []
     for row in rows:
-        token = table.get(row.tobytes())
+        token = token_of(row)
         if token is None:
             raise CheckpointError(
                 f"{path}: a row of token_suffix is no token embedding of this model, though its "

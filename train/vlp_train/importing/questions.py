@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from vlp_deploy.architecture import Count, Position, Positive
+from vlp_deploy.architecture import Count, Position
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.structures import Weight
 from vlp_train.importing.detect import ORIGIN, Kind
@@ -23,11 +23,15 @@ REQUIRED = None
 
 @dataclass(frozen=True)
 class Question:
-    """What an option means, what it may be, and what is taken where nobody answers."""
+    """What an option means, what it may be, and what is taken where nobody answers.
+
+    That is the answer to the question `follows`, if there is one, or else `default`.
+    """
 
     meaning: str
     type: Any
     default: Any = REQUIRED
+    follows: str = ""
 
 
 Answers = Mapping[str, Any]
@@ -67,6 +71,7 @@ QUESTIONS: Mapping[Kind, Mapping[str, Question]] = {
         "position": POSITION,
     },
     "cmpa": {
+        "template": SENTENCE,
         "depth": Question("PROMPT_DEPTH, how many blocks couple their prompts", Count, 9),
         "fusing": Question(
             "how prompt states of a batch became one", Literal["mean", "first", "max"], "mean"
@@ -85,9 +90,11 @@ QUESTIONS: Mapping[Kind, Mapping[str, Question]] = {
             Literal["converse", "simple"],
         ),
         "train_weight": Question(
-            "the official WEIGHT of the training, which takes the mixture apart", Positive, 0.0
+            "the official WEIGHT of the training, which takes the mixture apart", Weight, 0.0
         ),
-        "mixing_weight": Question("the share of the tuned prompt for base classes", Weight, 0.2),
+        "mixing_weight": Question(
+            "the share of the tuned prompt for base classes", Weight, 0.2, follows="train_weight"
+        ),
         "position": POSITION,
     },
 }
@@ -108,14 +115,12 @@ def answer(kind: Kind, given: Mapping[str, str]) -> tuple[dict[str, Any], list[s
             f"files of {ORIGIN[kind]} do not say {', nor '.join(missing.values())}. Pass "
             f"{' '.join(f'-O {name}=' for name in missing)}"
         )
-    answers = {name: asked.default for name, asked in open_ones.items()}
+    answers = {name: _typed(kind, name, given[name]) for name in questions if name in given}
+    assumed = {name: answers.get(asked.follows, asked.default) for name, asked in open_ones.items()}
     assumptions = [
-        f"{name}={asked.default} ({asked.meaning})"
-        for name, asked in open_ones.items()
-        if asked.default
+        f"{name}={value} ({questions[name].meaning})" for name, value in assumed.items() if value
     ]
-    answers |= {name: _typed(kind, name, given[name]) for name in questions if name in given}
-    return answers, assumptions
+    return answers | assumed, assumptions
 
 
 def _typed(kind: Kind, name: str, text: str) -> Any:

@@ -5,15 +5,17 @@ an error; only the copies of token embeddings and frozen weights tell them apart
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from vlp_deploy.architecture import Backbone
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.tokenizer import START_OF_TEXT
 from vlp_deploy.weights import Floats
 from vlp_train.importing.detect import Source, frozen_tensors
-from vlp_train.importing.reader import OfficialFile, StoredTensor
+from vlp_train.importing.reader import OfficialFile
 
 PREFIXES = ("token_prefix", "prompt_learner.token_prefix")
 COMPARED = (
@@ -45,7 +47,7 @@ def _check_start_of_text(file: OfficialFile, embedding: Floats, backbone: Backbo
     """`token_prefix` is the embedding of start-of-text, in half precision, for every class."""
     for name in PREFIXES:
         if name in file.state:
-            expected = embedding[START_OF_TEXT].astype(np.float16)
+            expected = embedding[START_OF_TEXT]
             stored = file.state[name]
             if len(stored.shape) != 3 or stored.shape[2] != len(expected):
                 raise CheckpointError(
@@ -53,7 +55,7 @@ def _check_start_of_text(file: OfficialFile, embedding: Floats, backbone: Backbo
                         file, name, f"{stored.shape}, width {len(expected)} expected", backbone
                     )
                 )
-            if not (stored.read()[:1, 0].astype(np.float16) == expected).all():
+            if not _close(stored.read()[0, 0], expected):
                 raise CheckpointError(_another(file, name, "another start of text", backbone))
             return True
     return False
@@ -69,13 +71,13 @@ def _check_frozen(
         if stored.shape != expected.shape:
             shapes = f"{stored.shape}, {expected.shape} expected"
             raise CheckpointError(_another(file, official, shapes, backbone))
-        if not _close(stored, expected):
+        if not _close(stored.read(), expected):
             raise CheckpointError(_another(file, official, "other weights", backbone))
     return bool(present)
 
 
-def _close(stored: StoredTensor, expected: Floats) -> bool:
-    difference = np.abs(stored.read().astype(np.float32) - expected).max()
+def _close(stored: NDArray[Any], expected: Floats) -> bool:
+    difference = np.abs(stored.astype(np.float32) - expected).max()
     return bool(difference <= RELATIVE_TOLERANCE * np.abs(expected).max())
 
 

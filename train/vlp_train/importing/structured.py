@@ -110,6 +110,8 @@ def cmpa(source: Source, config: ClipConfig, answers: Answers) -> Converted:
         text_tokens=len(text),
         visual=VisualLayout(tokens=len(text), pre_ln=True, survive_last=True),
         structure=_coupled(depth, answers),
+        template=answers["template"],
+        keeps_words=True,
         hyper_parameters={"tokens": len(text), "depth": depth, "shared": len(blocks) == 1},
     )
 
@@ -178,17 +180,13 @@ def dpc(source: Source, config: ClipConfig, answers: Answers) -> Converted:
         )
     weight = answers["train_weight"]
     if answers["mode"] == "converse":
-        if not 0 < weight <= 1:
+        if not weight:
             raise CheckpointError(
                 "files of DPC in mode converse store a mixture. Pass -O train_weight=, the "
                 "official WEIGHT of the training (above 0, at most 1), to take it apart"
             )
         parallel = _unmixed(stored_prompts, backbone, np.float32(weight))
-    elif weight:
-        raise CheckpointError(
-            "-O train_weight= takes a mixture apart, which mode=simple does not store: leave it out"
-        )
-    else:
+    else:  # P' itself was stored, and the weight served the mixture only
         parallel = stored_prompts
     return Converted(
         method="dpc",
