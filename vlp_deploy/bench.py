@@ -1,7 +1,8 @@
 """A bundle's latency, throughput, cold start and accuracy, beside what users would run instead.
 
 Everything is measured in one run on one machine: contenders take turns, and the text embeddings of
-every contender are computed beforehand. B batch, K classes, S image size.
+every contender are computed beforehand, where they do not depend on the image. B batch, K classes,
+S image size.
 """
 
 import os
@@ -19,6 +20,7 @@ from PIL import Image
 
 from vlp_deploy.architecture import Preprocessing, Record
 from vlp_deploy.bundle import Bundle
+from vlp_deploy.coupled import fixed_batch
 from vlp_deploy.data import Dataset, Sample
 from vlp_deploy.errors import DataError, EngineError, VlpError
 from vlp_deploy.images import load_image
@@ -76,7 +78,10 @@ class ColdStart(Record, frozen=True, kw_only=True):
 
 
 class ContenderResult(Record, frozen=True, kw_only=True):
-    """What was measured of one contender. `ratio` is its time over the bundle's, per batch size."""
+    """What was measured of one contender. `ratio` is its time over the bundle's, per batch size.
+
+    `text_embeddings_cached`: the text tower ran before the measuring, not for every image.
+    """
 
     name: str
     text_embeddings_cached: bool = True
@@ -120,15 +125,20 @@ def measure_contenders(
     times = measure_latencies(
         contenders, bundle.golden().pixels, batches=batches, seconds=seconds, progress=progress
     )
+    batch = fixed_batch(bundle.manifest.structure)
     logits = {
-        name: all_logits(contender, samples, bundle.manifest.preprocessing, progress=progress)
+        name: all_logits(
+            contender, samples, bundle.manifest.preprocessing, progress=progress, batch=batch
+        )
         for name, contender in (contenders.items() if samples else ())
     }
     labels = np.array([sample.label for sample in samples], np.int64)
     reference, work = next(iter(contenders)), times.pop(REFERENCE_WORK)
+    cached = bundle.class_bank().embeddings is not None
     return tuple(
         ContenderResult(
             name=name,
+            text_embeddings_cached=cached,
             latencies=tuple(Latency.of(ms, work[n], batch=n) for n, ms in times[name].items()),
             ratios=tuple(paired_ratio(ms, times[reference][n]) for n, ms in times[name].items()),
             accuracy=accuracy(logits[name], labels) if samples else None,
@@ -172,12 +182,19 @@ def all_logits(
     preprocessing: Preprocessing,
     *,
     progress: Progress,
+    batch: int | None = None,
 ) -> Floats:
-    """Logits (n, K) of every sample, exactly decoded; DataError names an unreadable image."""
-    rows = []
-    for start in range(0, len(samples), ACCURACY_BATCH):
-        chunk = samples[start : start + ACCURACY_BATCH]
-        rows.append(contender.logits(np.stack([_pixels(s.path, preprocessing) for s in chunk])))
+    """Logits (n, K) of every sample, exactly decoded; DataError names an unreadable image.
+
+    With `batch`, every run has exactly as many images: what the last one lacks is filled with its
+    own images again.
+    """
+    rows, size = [], batch or ACCURACY_BATCH
+    for start in range(0, len(samples), size):
+        chunk = samples[start : start + size]
+        pixels = np.stack([_pixels(s.path, preprocessing) for s in chunk])
+        full = pixels if batch is None else np.resize(pixels, (batch, *pixels.shape[1:]))
+        rows.append(contender.logits(full)[: len(chunk)])
         progress("accuracy", len(chunk))
     return np.concatenate(rows)
 

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import msgspec
@@ -14,14 +15,18 @@ from vlp_deploy.bench import (
     BenchReport,
     accuracy,
     agreement,
+    all_logits,
     labels_in_bundle,
     measure_cold_start,
+    measure_contenders,
     measure_latencies,
 )
 from vlp_deploy.bundle import Bundle
+from vlp_deploy.classifier import Classifier
 from vlp_deploy.commands.bench import REPORT_FILE
 from vlp_deploy.data import Dataset, Sample
 from vlp_deploy.errors import DataError, EngineError
+from vlp_deploy.structures import Coupled
 
 LOGITS = np.array([[9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6]], np.float32)
 
@@ -201,3 +206,68 @@ def test_bench_refuses_an_unknown_rival(
 ) -> None:
     assert cli.run(["bench", str(fake_bundle), "--engine", "fake", "--against", "tea"]) == 1
     assert "Available: torch" in capsys.readouterr().err
+
+
+class SeesItsBatch:
+    """A classifier of two classes whose answers are a whole batch's."""
+
+    def __init__(self) -> None:
+        self.sizes: list[int] = []
+
+    def logits(self, pixels: np.ndarray) -> np.ndarray:
+        self.sizes.append(len(pixels))
+        return pixels.reshape(len(pixels), -1)[:, :2].astype(np.float32)
+
+
+@pytest.mark.parametrize(("batch", "sizes"), [(None, [3]), (2, [2, 2]), (4, [4])])
+def test_a_fixed_batch_is_always_full(
+    batch: int | None, sizes: list[int], fake_bundle: Path, class_folders: Path
+) -> None:
+    (path, *_) = sorted(class_folders.rglob("*.png"))
+    contender = SeesItsBatch()
+
+    logits = all_logits(
+        contender,
+        [Sample(path=path, label=0)] * 3,
+        Bundle(fake_bundle).manifest.preprocessing,
+        progress=lambda text, n: None,
+        batch=batch,
+    )
+
+    assert contender.sizes == sizes
+    assert logits.shape == (3, 2)
+
+
+def test_bundle_of_a_fixed_batch_is_measured_at_that_batch(
+    changed_bundle: Callable[..., Path], class_folders: Path, tmp_path: Path
+) -> None:
+    bundle = changed_bundle(structure=Coupled(depth=1, context="batch", batch_size=3))
+    words = ["--engine", "fake", "--seconds", "0", "--data", str(class_folders)]
+
+    assert cli.run(["bench", str(bundle), *words, "--output", str(tmp_path / "report")]) == 0
+
+    content = (tmp_path / "report" / REPORT_FILE).read_bytes()
+    report = msgspec.json.decode(content, type=BenchReport)
+    assert [latency.batch for latency in report.contenders[0].latencies] == [3]
+    assert report.cold_start is None
+
+
+@pytest.mark.parametrize("cached", [True, False])
+def test_report_says_whether_text_embeddings_were_computed_beforehand(
+    cached: bool, fake_bundle: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bundle = Bundle(fake_bundle)
+    bank = bundle.class_bank()
+    if not cached:  # as CoCoOp's, which depend on the image
+        monkeypatch.setattr(bundle, "class_bank", lambda: replace(bank, embeddings=None))
+
+    (result,) = measure_contenders(
+        {"ours": Classifier.load(fake_bundle, engine="fake")},
+        bundle,
+        [],
+        batches=[1],
+        seconds=0,
+        progress=lambda text, n: None,
+    )
+
+    assert result.text_embeddings_cached == cached

@@ -16,6 +16,7 @@ from vlp_deploy import bench as measuring
 from vlp_deploy.bench import AGAINST, BenchReport, Contender
 from vlp_deploy.bundle import Bundle
 from vlp_deploy.classifier import Classifier
+from vlp_deploy.coupled import fixed_batch
 from vlp_deploy.data import load_dataset
 from vlp_deploy.embedded import default_bundle
 from vlp_deploy.errors import DataError, EngineError
@@ -54,7 +55,9 @@ def bench(
     pretrained: Annotated[
         str | None, typer.Option(help="The backbone's weights, for --against torch.")
     ] = None,
-    batch: Annotated[list[int] | None, typer.Option(min=1, help="Batch sizes: 1, 8.")] = None,
+    batch: Annotated[
+        list[int] | None, typer.Option(min=1, help="Batch sizes: 1, 8, or the bundle's own.")
+    ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on each batch size.")] = 5.0,
     threads: Annotated[int, typer.Option(min=0, help="0: one for every core.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
@@ -81,7 +84,8 @@ def bench(
     for name in filter(None, against.split(",")):
         contenders[name] = _rival(name, opened, classifier.classes, pretrained, threads)
 
-    batches = batch or [1, 8]
+    alone = fixed_batch(opened.manifest.structure)  # the one batch size that there is, if so
+    batches = batch or ([alone] if alone else [1, 8])
     steps = len(batches) + len(samples) * len(contenders)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("latency", total=steps)
@@ -94,7 +98,8 @@ def bench(
             progress=lambda text, n: bar.update(task, advance=n, description=text),
         )
         bar.update(task, description="cold start")
-        start = measuring.measure_cold_start(opened, engine=engine) if cold_start else None
+        starts = cold_start and alone in (None, 1)  # one image is classified
+        start = measuring.measure_cold_start(opened, engine=engine) if starts else None
     manifest = opened.manifest
     report = BenchReport(
         bundle=str(opened.path),
