@@ -8,6 +8,7 @@ import pytest
 from vlp_deploy import cli
 from vlp_deploy.bundle import Bundle, Manifest
 from vlp_deploy.methods import METHODS
+from vlp_deploy.structures import Coupled
 
 
 def flip_a_byte(path: Path) -> None:
@@ -62,6 +63,24 @@ def test_inspect_prints_names_as_they_are(
     shown = capsys.readouterr().out
     assert str(odd) in shown
     assert "[red]a[/red], :dog:, [/], d" in shown
+
+
+def test_inspect_says_that_answers_depend_on_the_batch(
+    changed_bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bundle = changed_bundle(structure=Coupled(depth=9, context="batch", batch_size=16))
+
+    assert cli.run(["inspect", str(bundle)]) == 0
+
+    said = capsys.readouterr().out
+    assert "coupled, depth=9, context=batch, fusing=mean, batch_size=16" in said
+
+
+def test_inspect_has_no_row_for_plain_prompts(
+    fake_bundle: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.run(["inspect", str(fake_bundle)]) == 0
+    assert "structure" not in capsys.readouterr().out
 
 
 def test_inspect_json_is_the_manifest(

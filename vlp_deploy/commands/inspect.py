@@ -11,6 +11,7 @@ from rich.table import Table
 from vlp_deploy.bundle import MANIFEST, Bundle, NewClasses
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.embedded import default_bundle
+from vlp_deploy.structures import Plain, Structure
 
 CLASSES_SHOWN = 8
 
@@ -50,6 +51,7 @@ def _show_bundle(bundle: Bundle) -> None:
             "templates": " | ".join(manifest.templates),
             "learned": f"{manifest.text_layout.tokens} text tokens "
             f"({manifest.text_layout.position}), {manifest.visual_layout.tokens} visual tokens",
+            **_structure(manifest.structure),
             "logit scale": f"{manifest.logit_scale:.4g}, temperature {manifest.temperature:.4g}",
             "made with": ", ".join(f"{name} {v}" for name, v in manifest.tools.items()),
         },
@@ -83,6 +85,7 @@ def _show_checkpoint(checkpoint: PromptCheckpoint, path: Path) -> None:
             "hyper-parameters": ", ".join(f"{k}={v}" for k, v in header.hyper_parameters.items()),
             "backbone": f"{header.backbone.name} ({header.backbone.pretrained})",
             "classes": _summary(header.class_names),
+            **_structure(header.structure),
             "templates": " | ".join(header.templates),
             "provenance": ", ".join(f"{k}={v}" for k, v in header.provenance.items()),
         },
@@ -101,6 +104,14 @@ def _show_rows(console: Console, rows: dict[str, str]) -> None:
     width = max(map(len, rows))
     for name, value in rows.items():
         console.print(f"  {name:<{width}}  {value}")
+
+
+def _structure(structure: Structure) -> dict[str, str]:
+    """What the method adds to tokens at fixed places; no row where it adds nothing."""
+    fields = msgspec.to_builtins(structure)
+    kind = fields.pop("type")
+    shown = [f"{name}={value}" for name, value in fields.items() if value is not None]
+    return {} if isinstance(structure, Plain) else {"structure": ", ".join([kind, *shown])}
 
 
 def _new_classes(new: NewClasses) -> str:
