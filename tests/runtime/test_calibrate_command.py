@@ -105,6 +105,7 @@ def test_data_that_cannot_be_fitted_to_says_why_and_writes_nothing(
     ("unknown", "complaint"),
     [
         ({"red": 9, "cat": 9}, "1 classes that the bundle knows, first 'red'"),
+        ({"_RED": 9, "cat": 9}, "1 classes that the bundle knows"),
         ({"cat": 5, "dog": 4}, "5 unknown images cannot tell"),
     ],
 )

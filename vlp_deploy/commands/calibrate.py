@@ -24,6 +24,7 @@ from vlp_deploy.calibration import (
     fit_reject_threshold,
     fit_temperature,
 )
+from vlp_deploy.class_list import name_key
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.data import Dataset, Sample, load_dataset
 from vlp_deploy.errors import DataError
@@ -278,7 +279,8 @@ def _unknown(source: Path, classes: Sequence[str]) -> tuple[Sample, ...]:
     dataset = Dataset(class_names=("unknown",), splits={"all": flat}, source=source)
     if not flat:
         dataset = load_dataset(source)
-    if shared := [name for name in dataset.class_names if name in set(classes)]:
+    known = {name_key(name) for name in classes}
+    if shared := [name for name in dataset.class_names if name_key(name) in known]:
         raise DataError(
             f"--unknown {source} has {len(shared)} classes that the bundle knows, first "
             f"{shared[0]!r}. Unknown images must be of none of its classes"
