@@ -50,11 +50,13 @@ def class_aware_bank(
     the plain sentence, None for the graph that takes none. `class_bank` (n, K, d) is what the meta
     networks make of the learned features as they are, without normalising them.
     """
-    weight = prompts["cavpt.meta.weight"].astype(np.float64)  # (n, d, D)
-    bias = prompts["cavpt.meta.bias"].astype(np.float64)  # (n, d)
-    queries = learned.raw @ weight.swapaxes(1, 2) + bias[:, None]  # (n, K, d)
+    weight, bias = prompts["cavpt.meta.weight"], prompts["cavpt.meta.bias"]  # (n, d, D), (n, d)
+    raw = learned.raw.astype(np.float64)
+    queries = np.empty((len(weight), len(raw), weight.shape[1]), np.float32)  # (n, K, d)
+    for layer in range(len(weight)):  # one at a time: all in float64 take 3 GB for 20,000 classes
+        queries[layer] = raw @ weight[layer].T + bias[layer]
     plain = ClassBank.from_embeddings(learned.embeddings, logit_scale=logit_scale)
-    inputs = {**plain.inputs, CLASS_BANK: queries.astype(np.float32)}
+    inputs = {**plain.inputs, CLASS_BANK: queries}
     if selector is None:
         return ClassBank(inputs=inputs, embeddings=learned.embeddings, graph=IMAGE_SMALL)
     matrix = np.ascontiguousarray((logit_scale * selector).T, np.float32)  # (D, K)
