@@ -7,7 +7,7 @@ import io
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 from zipfile import BadZipFile
@@ -37,6 +37,7 @@ PROMPTS, CLASSES, GOLDEN, VOCABULARY = (
 
 CLASS_EMBEDDINGS, CLASS_MATRIX, CLASS_BIAS = "class_embeddings", "class_matrix", "class_bias"
 SELECTOR_MATRIX, CLASS_BANK = "selector_matrix", "class_bank"  # of DPT
+FURTHER = "embeddings."  # in the golden file, in front of another image graph's role
 SELECTOR_LOGITS = "selector_logits"  # an output: by which DPT's classes were selected
 
 Floats = NDArray[np.float32]
@@ -140,11 +141,15 @@ class ClassBank:
 
 @dataclass(frozen=True, kw_only=True)
 class Golden:
-    """Inputs with the answers this bundle must give, to prove an engine right before it serves."""
+    """Inputs with the answers this bundle must give, to prove an engine right before it serves.
+
+    `further` has the embeddings of image graphs that the bundle's own classes do not need, by role.
+    """
 
     pixels: NDArray[np.uint8]  # (8, 3, S, S)
     embeddings: Floats  # (8, D)
     logits: Floats  # (8, K), before temperature
+    further: Mapping[str, Floats] = field(default_factory=dict)  # (8, D) each
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -207,6 +212,11 @@ class Bundle:
                     pixels=arrays["pixels"],
                     embeddings=arrays["embeddings"],
                     logits=arrays["logits"],
+                    further={
+                        name.removeprefix(FURTHER): arrays[name]
+                        for name in arrays.files
+                        if name.startswith(FURTHER)
+                    },
                 )
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
@@ -295,7 +305,14 @@ def bundle_files(contents: BundleContents) -> dict[str, bytes]:
     """File name → bytes of a complete bundle, SHA256SUMS last."""
     bank, golden = contents.bank, contents.golden
     archive = io.BytesIO()
-    np.savez(archive, pixels=golden.pixels, embeddings=golden.embeddings, logits=golden.logits)
+    further: dict[str, Any] = {f"{FURTHER}{role}": rows for role, rows in golden.further.items()}
+    np.savez(
+        archive,
+        pixels=golden.pixels,
+        embeddings=golden.embeddings,
+        logits=golden.logits,
+        **further,
+    )
     files = {
         MANIFEST: _encode_manifest(contents.manifest),
         **contents.graphs,

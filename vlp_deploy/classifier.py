@@ -23,7 +23,6 @@ from vlp_deploy.items import Input
 from vlp_deploy.limits import DEFAULT_LIMITS, Limits
 from vlp_deploy.pipeline import batched
 from vlp_deploy.reading import READ_THREADS, Picture, read_pictures
-from vlp_deploy.self_test import prove
 from vlp_deploy.towers import Towers
 
 Floats = NDArray[np.float32]
@@ -70,15 +69,8 @@ class Classifier:
     def _load(cls, bundle: Bundle, engine: str, options: EngineOptions) -> Self:
         towers = Towers(bundle, engine, options)
         bank = bundle.class_bank()
-        classifier = cls(towers, bundle.manifest.classes, bank)
-        prove(
-            bundle,
-            lambda pixels: towers.run_image(pixels, bank),
-            engine=classifier.engine,
-            version=towers.image.version,
-            device=options.device,
-        )
-        return classifier
+        towers.prove(bank)
+        return cls(towers, bundle.manifest.classes, bank)
 
     @property
     def bundle(self) -> Bundle:
@@ -111,7 +103,8 @@ class Classifier:
 
         `templates` hold `{}` once each and are averaged; None takes the bundle's. Embeddings are
         kept in the cache; `progress(done, total)` is called while they are computed. Raises
-        ClassListError, or BundleError if the bundle's method cannot serve new classes.
+        ClassListError, BundleError if the bundle's method cannot serve new classes, or EngineError
+        if they need another image graph and the engine gives wrong answers with it.
         """
         for what, value in (("class_names", class_names), ("templates", templates)):
             if isinstance(value, str):  # its characters would be taken one by one

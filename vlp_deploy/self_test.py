@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.architecture import Record
-from vlp_deploy.bundle import Bundle, Golden, Manifest
+from vlp_deploy.bundle import Bundle, ClassBank, Golden, Manifest
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.coupled import one_by_one
 from vlp_deploy.errors import EngineError
@@ -37,12 +37,17 @@ class Verdict(Record, frozen=True, kw_only=True):
     version: str
     device: str
     processor: str
+    graph: str
 
 
-def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str, device: str) -> None:
+def prove(
+    bundle: Bundle, run: RunImage, bank: ClassBank, *, engine: str, version: str, device: str
+) -> None:
     """Run the bundle's golden images unless this engine has passed on this device before.
 
-    Raises EngineError if an answer is beyond tolerance.
+    `run` answers with the class inputs of `bank`: the bundle's own, or those of classes that need
+    another image graph, whose answers follow from its golden embeddings. Raises EngineError if an
+    answer is beyond tolerance.
     """
     verdict = Verdict(
         bundle=bundle.digest,
@@ -50,19 +55,34 @@ def prove(bundle: Bundle, run: RunImage, *, engine: str, version: str, device: s
         version=version,
         device=device,
         processor=processor_name(),
+        graph=bank.graph,
     )
     content = msgspec.json.encode(verdict) + b"\n"
     stamp = cache_folder() / "self-tests" / f"{hashlib.sha256(content).hexdigest()}.json"
     if _holds(stamp, content):
         return
+    golden = _golden(bundle, bank)
+    if golden is None:
+        return
     run = one_by_one(run, bundle.manifest.structure)
-    if complaint := _complaint(bundle.manifest, bundle.golden(), run):
+    if complaint := _complaint(bundle.manifest, golden, run):
         raise EngineError(
             f"engine {engine!r} ({version}) does not give this bundle's own answers on this "
             f"machine: {complaint}. Choose another --engine or update it; do not use its answers"
         )
     with suppress(OSError):  # a cache that cannot be written to costs time, not answers
         write_atomic(stamp, content)
+
+
+def _golden(bundle: Bundle, bank: ClassBank) -> Golden | None:
+    """What the graph of a bank has to answer; None where an older bundle does not know."""
+    golden = bundle.golden()
+    if bank.graph == bundle.manifest.class_graph:
+        return golden
+    embeddings = golden.further.get(bank.graph)
+    if embeddings is None:
+        return None
+    return Golden(pixels=golden.pixels, embeddings=embeddings, logits=bank.host_logits(embeddings))
 
 
 def _holds(path: Path, content: bytes) -> bool:

@@ -20,6 +20,7 @@ from vlp_deploy.dual import IMAGE_BASE, check_together
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, ImageError
+from vlp_deploy.self_test import prove
 from vlp_deploy.tokenizer import Tokenizer
 
 Floats = NDArray[np.float32]
@@ -62,13 +63,24 @@ class Towers:
             return embedding, bank.host_logits(embedding)
         return run_in_pieces(engine.run, pixels, bank.inputs)
 
+    def prove(self, bank: ClassBank) -> None:
+        """Run the golden images with a bank's graph, once on a machine. Raises EngineError."""
+        prove(
+            self.bundle,
+            lambda pixels: self.run_image(pixels, bank),
+            bank,
+            engine=self.image.name,
+            version=self.image.version,
+            device=self._options.device,
+        )
+
     def class_bank(
         self,
         names: ClassNames,
         templates: Sequence[str] | None,
         progress: Callable[[int, int], None] | None,
     ) -> ClassBank:
-        """The inputs for new classes, from the cache where it has them."""
+        """The inputs for new classes, from the cache where it has them; their graph is proven."""
         manifest = self.bundle.manifest
         if not manifest.new_classes.allowed:
             raise BundleError(
@@ -82,13 +94,16 @@ class Towers:
         visual = IMAGE_BASE in manifest.graphs
         check_together(manifest.structure, names, manifest.base_classes, visual=visual)
         chosen = manifest.templates if templates is None else tuple(templates)
-        return cached_bank(
+        bank = cached_bank(
             lambda: build_bank(self._source(chosen, progress), names),
             names,
             templates=chosen,
             bundle_digest=self.bundle.digest,
             engine_version=self.image.version,
         )
+        if bank.graph != manifest.class_graph:
+            self.prove(bank)
+        return bank
 
     def _source(
         self, templates: tuple[str, ...], progress: Callable[[int, int], None] | None

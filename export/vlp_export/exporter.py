@@ -1,6 +1,7 @@
 """From a prompt checkpoint to a bundle: fold, write graphs, bake classes, prove; then write."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -134,6 +135,7 @@ def build_bundle(
         model = model if mixing_weight is None else Running.of(remixed, weights, report)
         bank = build_bank(model.source, chosen)
         golden = golden_answers(model, bank, golden.pixels)
+    golden = replace(golden, further=model.further_embeddings(golden.pixels, bank))
     classes = checkpoint.header.class_names if names is None else [first for first, *_ in names]
     return BundleContents(
         manifest=_manifest(

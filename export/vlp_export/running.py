@@ -1,7 +1,7 @@
 """A checkpoint's graphs as they run: what proofs and class banks are made with."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -10,6 +10,7 @@ from vlp_deploy.bundle import ClassBank
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.class_inputs import ClassSource
 from vlp_deploy.coupled import one_by_one
+from vlp_deploy.dual import IMAGE_BASE, IMAGE_NEW
 from vlp_export.class_texts import class_source
 from vlp_export.folding import Floats, Weights
 from vlp_export.graphs import Graphs
@@ -46,3 +47,8 @@ class Running:
         """(B, 3, S, S) → embeddings (B, D) and logits (B, K), where no image sees another."""
         run = one_by_one(lambda images: self.sessions.image(images, bank), self.source.structure)
         return run(pixels)
+
+    def further_embeddings(self, pixels: NDArray[np.uint8], bank: ClassBank) -> dict[str, Floats]:
+        """By role, what image graphs answer that take a bank's inputs but do not serve it."""
+        others = {IMAGE_BASE, IMAGE_NEW} & set(self.graphs.files) - {bank.graph}
+        return {role: self.answer(pixels, replace(bank, graph=role))[0] for role in sorted(others)}

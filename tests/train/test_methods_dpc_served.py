@@ -16,7 +16,7 @@ from vlp_deploy.architecture import ClipConfig, Preprocessing
 from vlp_deploy.bundle import BundleContents, write_bundle
 from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.data import Dataset, Sample
-from vlp_deploy.errors import CheckpointError, ClassListError, ParityError
+from vlp_deploy.errors import CheckpointError, ClassListError, EngineError, ParityError
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.forward import prompted_clip
@@ -138,6 +138,27 @@ def test_base_and_new_classes_together_are_refused_with_visual_prompts(
         dpc.with_classes(["tree", "red fox"])
     with pytest.raises(ClassListError, match="Give only base classes, or only new ones"):
         bundle(second, names=[("tree",), ("red fox",)])
+
+
+@pytest.mark.parametrize("baked", ["base", "new"])
+def test_graph_of_other_classes_is_proven_before_it_serves(
+    tiny_clip: Clip, baked: str, tmp_path: Path
+) -> None:
+    _, second = stages(tiny_clip, "ivlp")
+    names = None if baked == "base" else [(name,) for name in NEW]
+    contents = bundle(second, names=names)
+    other = {"base": "image_new", "new": "image_base"}[baked]
+    others = NEW if baked == "base" else NAMES
+
+    assert set(contents.golden.further) == {other}
+    load(contents, tmp_path / "right").with_classes(others)
+    wrong = {other: contents.golden.embeddings}
+    tampered = replace(contents, golden=replace(contents.golden, further=wrong))
+    classifier = load(tampered, tmp_path / "wrong")  # its own classes are served
+    with pytest.raises(EngineError, match="does not give this bundle's own answers"):
+        classifier.with_classes(others)
+    silent = replace(contents, golden=replace(contents.golden, further={}))
+    load(silent, tmp_path / "older").with_classes(others)
 
 
 @pytest.mark.parametrize(("backbone", "graph"), [("coop", "image"), ("ivlp", "image_new")])
