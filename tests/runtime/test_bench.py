@@ -112,7 +112,7 @@ def test_latencies_tell_contenders_and_batches_apart() -> None:
         "slow": [1, 3],
         "reference work": [1, 3],
     }
-    assert np.median(times["slow"][3]) > np.median(times["fast"][3]) + 1
+    assert all(times["slow"][batch].min() >= 2 for batch in (1, 3))  # nobody sleeps too little
 
 
 def test_cold_start_measures_a_whole_process(fake_bundle: Path) -> None:
