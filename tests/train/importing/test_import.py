@@ -99,6 +99,15 @@ def test_class_specific_contexts_serve_no_other_classes(
         importing(official.coop_class_specific(weights), classes=classes)
 
 
+def test_class_specific_contexts_fit_the_class_buffers(
+    importing: Importing, weights: Weights
+) -> None:
+    state = {**official.coop_class_specific(weights), "ctx": values(5, 4, 24)}
+
+    with pytest.raises(CheckpointError, match=r"trained for 5 classes; got 4"):
+        importing(state)
+
+
 def test_unified_contexts_are_imported_for_their_own_classes(
     importing: Importing, weights: Weights
 ) -> None:
@@ -324,8 +333,13 @@ def test_dpt_without_its_class_aware_prompts(
     path = official.dpt_folder(tmp_path / "run", weights)
     (path / "image_encoder.transformer.extractor").rename(tmp_path / "elsewhere")
 
-    with pytest.raises(CheckpointError, match=r"2 of 3 layers.*missing beside it: .*extractor"):
-        importing(path)
+    missing = r"2 of 3 layers.*missing beside it: image_encoder\.transformer\.extractor\."
+    for options in ({}, {**DPT_TEMPLATE, "cpn": "2"}):  # those of DPT, which it was before
+        with pytest.raises(CheckpointError, match=missing):
+            importing(path, **options)
+    (path / "prompt_learner").rename(tmp_path / "text")
+    with pytest.raises(CheckpointError, match=r"extractor, prompt_learner\."):
+        importing(path, **DPT_TEMPLATE)
 
 
 def test_parts_of_different_epochs(importing: Importing, weights: Weights, tmp_path: Path) -> None:

@@ -87,6 +87,7 @@ LEARNED: Mapping[Kind, str] = {
     r"|proj_(v2t|t2v))\..*",
     "dpc": rf"ctx|{TEXT_BUFFERS}|tokenized_prompts",
 }
+DPT_PART = "image_encoder.transformer."  # how DPT's folders beside `prompt_learner` start
 SHOWN = 4
 
 
@@ -160,8 +161,8 @@ def _of_dpt(found: Mapping[str, OfficialFile], files: Sequence[OfficialFile]) ->
         return Source(kind=kind, parts={names[sign]: file for sign, file in found.items()})
     folders = {
         "coop": "prompt_learner",
-        "visual": "image_encoder.transformer.ctx_learner",
-        "class_aware": "image_encoder.transformer.extractor",
+        "visual": f"{DPT_PART}ctx_learner",
+        "class_aware": f"{DPT_PART}extractor",
     }
     missing = [folder for sign, folder in folders.items() if sign not in found]
     raise CheckpointError(
@@ -229,6 +230,24 @@ def check_keys(source: Source, config: ClipConfig) -> None:
                 f"are not part of that: {_some(unknown)}. It was trained by changed code, which "
                 "cannot be imported faithfully"
             )
+
+
+def check_complete(source: Source, config: ClipConfig) -> None:
+    """Raise CheckpointError for what looks like a baseline of DPT, but is DPT with a part missing.
+
+    The baselines prompt all layers; DPT's last ones have class-aware prompts instead.
+    """
+    if source.kind not in ("dpt_vlp", "dpt_vpt"):
+        return
+    file, layers = source.parts["visual"], config.vision.layers
+    prompted = stored(file, "ctx").shape[0]
+    if prompted < layers:
+        folders = [f"{DPT_PART}extractor"] + ["prompt_learner"] * (source.kind == "dpt_vpt")
+        raise CheckpointError(
+            f"{file.path} prompts {prompted} of {layers} layers, so this is DPT, whose last layers "
+            f"have class-aware prompts; missing beside it: {', '.join(folders)}. Copy them from "
+            "the training run"
+        )
 
 
 def _some(names: Collection[str]) -> str:

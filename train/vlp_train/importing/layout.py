@@ -13,10 +13,10 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from vlp_deploy.errors import CheckpointError
+from vlp_train.importing.detect import DPT_PART
 
 LAST, BEST = "checkpoint", "model-best.pth.tar"
 MODEL_FILE = re.compile(r"model\.pth\.tar-(\d+)")
-PART_OF_A_MODEL = "image_encoder.transformer."  # how DPT's folders beside `prompt_learner` start
 SHOWN = 6
 
 
@@ -77,12 +77,12 @@ def _siblings(folder: Path) -> list[Path]:
     """The other folders of the same model."""
     if not _may_be_part(folder):
         return []
-    others = {folder.parent / "prompt_learner", *folder.parent.glob(f"{PART_OF_A_MODEL}*")}
+    others = {folder.parent / "prompt_learner", *folder.parent.glob(f"{DPT_PART}*")}
     return sorted(other for other in others - {folder} if _saved(other))
 
 
 def _may_be_part(folder: Path) -> bool:
-    return folder.name == "prompt_learner" or folder.name.startswith(PART_OF_A_MODEL)
+    return folder.name == "prompt_learner" or folder.name.startswith(DPT_PART)
 
 
 def _saved(folder: Path) -> Mapping[str, Path]:

@@ -55,7 +55,8 @@ def vpt(source: Source, config: ClipConfig, answers: Answers) -> Converted:
 
 def vpt_of_dpt(source: Source, config: ClipConfig, answers: Answers) -> Converted:
     """VPT as in DPT's code: the first prompts join behind `ln_pre`, every set is dropped."""
-    visual = _every_layer(source.parts["visual"], config.vision)
+    tower = config.vision
+    visual = floats(source.parts["visual"], "ctx", (tower.layers, None, tower.width))
     return Converted(
         method="vpt",
         tensors={"visual.prompts": visual},
@@ -89,21 +90,10 @@ def independent(source: Source, config: ClipConfig, answers: Answers) -> Convert
     )
 
 
-def _every_layer(file: OfficialFile, tower: VisionTower) -> Floats:
-    """Visual prompts (J, m, d_v) of DPT's baselines, which prompt all layers."""
-    visual = floats(file, "ctx", (None, None, tower.width))
-    if len(visual) < tower.layers:
-        raise CheckpointError(
-            f"{file.path} prompts {len(visual)} of {tower.layers} layers, so this is DPT, whose "
-            "last layers have class-aware prompts; missing beside it: "
-            "image_encoder.transformer.extractor. Copy it from the training run"
-        )
-    return floats(file, "ctx", (tower.layers, None, tower.width))
-
-
 def vlp_of_dpt(source: Source, config: ClipConfig, answers: Answers) -> Converted:
     """DPT's baseline VLP: CoOp's text prompts and visual prompts behind `ln_pre`."""
-    visual = _every_layer(source.parts["visual"], config.vision)
+    tower = config.vision
+    visual = floats(source.parts["visual"], "ctx", (tower.layers, None, tower.width))
     tensors = context(source.model, config)
     (text,) = tensors.values()
     return Converted(

@@ -36,7 +36,7 @@ from vlp_train.importing.classes import (
     sentence_of,
 )
 from vlp_train.importing.converted import Converted
-from vlp_train.importing.detect import ORIGIN, Kind, Source, check_keys, detect
+from vlp_train.importing.detect import ORIGIN, Kind, Source, check_complete, check_keys, detect
 from vlp_train.importing.layout import epoch_name, find_files
 from vlp_train.importing.pictures import drawn_pictures, samples_of
 from vlp_train.importing.questions import EPOCH, STAGE1, Answers, answer
@@ -96,8 +96,9 @@ def convert(request: ImportRequest) -> Conversion:
     fit, ClassListError and ModelError for what `request` names.
     """
     source = _find(request.path, request.options)
-    answers, assumptions = answer(source.kind, request.options)
     clip, backbone = load_backbone(request.model, request.pretrained)
+    check_complete(source, backbone.config)  # before options: they may be those of the whole
+    answers, assumptions = answer(source.kind, request.options)
     weights = {name: tensor.numpy() for name, tensor in clip.state_dict().items()}
     for each in source.stages:
         if not check_same_clip(each, weights, backbone):
@@ -112,6 +113,7 @@ def convert(request: ImportRequest) -> Conversion:
             "without it and give them to `vlp export --calibration DATA`"
         )
     names, sentence, assumed = _names(request, converted, classes, backbone.config)
+    _check_count(names, converted)
     assumptions += assumed
     return Conversion(
         header=_header(
@@ -235,7 +237,6 @@ def _names(
         )
     if classes is None:
         assumptions.append("--classes are the training classes, in their order")
-        _check_count(names, converted)
         return names, sentence, assumptions
     check_names(
         names or recover_names(classes, sentence),
