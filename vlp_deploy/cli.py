@@ -6,6 +6,7 @@ never imports training or export code.
 
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -45,6 +46,7 @@ VERBS = {
 
 def main() -> None:
     """Console entry point."""
+    warnings.formatwarning = _warning_text
     sys.exit(run(sys.argv[1:]))
 
 
@@ -135,6 +137,19 @@ def _give_up_stdout() -> None:
     except OSError:
         with suppress(OSError):  # not a real file, in a test say
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _warning_text(
+    message: Warning | str,
+    category: type[Warning],
+    filename: str,
+    lineno: int,
+    line: str | None = None,
+) -> str:
+    """What a user is warned of in one line; a developer's warnings keep their place in the code."""
+    if category is UserWarning:
+        return f"vlp: warning: {message}\n"
+    return f"{filename}:{lineno}: {category.__name__}: {message}\n"
 
 
 def _complain(message: str) -> None:

@@ -36,6 +36,26 @@ def fail(error: BaseException) -> object:
     raise error
 
 
+@pytest.mark.parametrize(
+    ("category", "said"),
+    [
+        ("UserWarning", "vlp: warning: mind the gap\n"),
+        ("RuntimeWarning", "<string>:1: RuntimeWarning: mind the gap\n"),
+    ],
+)
+def test_warnings_for_users_are_one_line_without_code(category: str, said: str) -> None:
+    program = (
+        "import sys, warnings; from vlp_deploy import cli; "
+        f"cli.run = lambda words: warnings.warn('mind the gap', {category}) or 0; cli.main()"
+    )
+
+    done = subprocess.run(
+        [sys.executable, "-c", program], check=True, capture_output=True, text=True
+    )
+
+    assert done.stderr == said
+
+
 def test_help_lists_every_verb(capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.run([]) == 0
 
