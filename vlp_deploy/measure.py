@@ -23,7 +23,7 @@ PERCENTILES = (50, 90, 95, 99)
 BLOCKS = 20  # a run's calls are summed up in as many consecutive blocks
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
-REFERENCE_SIZE = 1 << 18  # numbers to work on: about a millisecond
+REFERENCE_SIZE = 1 << 20  # numbers to work on: about a millisecond
 
 
 class Latency(Record, frozen=True, kw_only=True):
