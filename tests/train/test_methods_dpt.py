@@ -165,7 +165,7 @@ def test_auxiliary_loss_is_of_true_classes_that_were_selected(tiny_clip: Clip) -
     prompts = torch.stack([found[0, 0], found[2, 1]])  # of images 0 and 2
     scores = F.layer_norm(prompts, (32,)) @ method.auxiliary["classifier_weight"][0].T
     expected = F.cross_entropy(scores, torch.tensor([0, 2]))
-    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+    assert loss.item() == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_batch_without_any_true_class_has_a_finite_loss(tiny_clip: Clip) -> None:
@@ -176,7 +176,7 @@ def test_batch_without_any_true_class_has_a_finite_loss(tiny_clip: Clip) -> None
     loss = method.auxiliary_loss([found], never, LABELS)
     loss.backward()
 
-    assert float(loss) == 0
+    assert loss.item() == 0
     assert torch.isfinite(found.grad).all()  # type: ignore[arg-type]
 
 

@@ -20,7 +20,7 @@ from vlp_deploy.cli import run
 
 DATA = "vlp_deploy/embedded/emoji/split_zhou_styles.json"  # in a checkout
 WORDS = ("-O", "context_tokens=4", "-O", "words=a photo of a")
-SMOKE = {"--shots": "1", "--epochs": "1"}
+SMOKE = {"--shots": "1", "--epochs": "1", "--warmup-epochs": "0"}
 
 
 @dataclass(frozen=True, kw_only=True)
