@@ -58,7 +58,12 @@ def test_watching_ends_cleanly_and_goes_on(folder: Path, fake_bundle: Path, tmp_
 
     for number, end in ((1, signal.SIGINT), (2, signal.SIGKILL), (3, signal.SIGINT)):
         process = subprocess.Popen(
-            command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE
+            command,
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            # a shell's background jobs hand on a Ctrl-C that is ignored
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
         if number > 1:
             (folder / f"{number}.png").write_bytes((folder / "first.png").read_bytes())
