@@ -82,7 +82,7 @@ def test_full_size_answers_in_between_are_the_official_ones(golden: Path, tmp_pa
     """Layers 9 to 12 class-aware, ViT-B/32."""
     from tests.train.importing.golden_cases import complete_case, weights_of
 
-    case = complete_case(golden, "dpt-bl9-k12", tmp_path)
+    case = complete_case(golden / "dpt-bl9-k12", tmp_path)
     info, expected, _ = read_case(case.source)
     found = compute(info, expected, _learned(case.files, info), weights_of(info["arch"], 2024))
 
