@@ -24,12 +24,18 @@ import numpy as np
 import torch
 
 from vlp_deploy import embedded
-from vlp_deploy.architecture import ClipConfig, Preprocessing, TextLayout, TextTower, VisionTower
-from vlp_deploy.data import load_dataset
-from vlp_deploy.measure import describe_machine
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import Tokenizer
-from vlp_deploy.weights import expected_shapes
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.data.dataset import load_dataset
+from vlp_deploy.formats.architecture import (
+    ClipConfig,
+    Preprocessing,
+    TextLayout,
+    TextTower,
+    VisionTower,
+)
+from vlp_deploy.formats.weights import expected_shapes
+from vlp_deploy.measuring.timing import describe_machine
 from vlp_train.backbones import build_clip
 from vlp_train.chunks import kept_bytes
 from vlp_train.prompted import PromptedClip

@@ -34,8 +34,10 @@ from bench_folding import VIT_B_16, random_weights
 from PIL import Image
 
 from vlp_deploy import Classifier, Prediction, embedded
-from vlp_deploy.architecture import Backbone, Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.bundle import (
+from vlp_deploy.bulk.reading import READ_THREADS, read_pictures
+from vlp_deploy.classes.tokenizer import VOCABULARY_PATH
+from vlp_deploy.formats.architecture import Backbone, Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.formats.bundle import (
     BundleContents,
     ClassBank,
     Golden,
@@ -44,12 +46,10 @@ from vlp_deploy.bundle import (
     NewClasses,
     write_bundle,
 )
-from vlp_deploy.fake_bundle import write_fake_bundle
-from vlp_deploy.limits import DEFAULT_LIMITS
-from vlp_deploy.measure import describe_machine, paired_ratio, take_turns
-from vlp_deploy.preprocess import preprocess
-from vlp_deploy.reading import READ_THREADS, read_pictures
-from vlp_deploy.tokenizer import VOCABULARY_PATH
+from vlp_deploy.formats.fake_bundle import write_fake_bundle
+from vlp_deploy.images.limits import DEFAULT_LIMITS
+from vlp_deploy.images.preprocess import preprocess
+from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
 
 RESULTS = Path(__file__).parent / "results" / "classify.jsonl"
 PHOTO, LARGE_PHOTO = (500, 375), (4000, 3000)

@@ -18,9 +18,15 @@ import msgspec
 import numpy as np
 
 from vlp_deploy import embedded
-from vlp_deploy.architecture import ClipConfig, Preprocessing, TextTower, VisionTower, VisualLayout
-from vlp_deploy.measure import describe_machine, paired_ratio, take_turns
-from vlp_deploy.weights import Floats, expected_shapes
+from vlp_deploy.formats.architecture import (
+    ClipConfig,
+    Preprocessing,
+    TextTower,
+    VisionTower,
+    VisualLayout,
+)
+from vlp_deploy.formats.weights import Floats, expected_shapes
+from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
 from vlp_export.flops import count_flops
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph

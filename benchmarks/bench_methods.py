@@ -33,11 +33,11 @@ from typing import Any
 import msgspec
 import torch
 
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.cli import run
-from vlp_deploy.data import Sample, few_shot, load_dataset
+from vlp_deploy.data.dataset import Sample, few_shot, load_dataset
 from vlp_deploy.embedded import emoji_path
-from vlp_deploy.measure import describe_machine
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.measuring.timing import describe_machine
 from vlp_train.evaluate import ENSEMBLE
 from vlp_train.recipes import RECIPES
 

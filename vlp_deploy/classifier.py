@@ -14,16 +14,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.answers import Answer, Candidate, Failure, Prediction
-from vlp_deploy.bundle import Bundle, ClassBank
-from vlp_deploy.class_list import refuse_duplicates
+from vlp_deploy.bulk.items import Input
+from vlp_deploy.bulk.pipeline import batched
+from vlp_deploy.bulk.reading import READ_THREADS, Picture, read_pictures
+from vlp_deploy.classes.class_list import refuse_duplicates
+from vlp_deploy.classes.towers import Towers
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, IntegrityError
-from vlp_deploy.images import ImageSource
-from vlp_deploy.items import Input
-from vlp_deploy.limits import DEFAULT_LIMITS, Limits
-from vlp_deploy.pipeline import batched
-from vlp_deploy.reading import READ_THREADS, Picture, read_pictures
-from vlp_deploy.towers import Towers
+from vlp_deploy.formats.bundle import Bundle, ClassBank
+from vlp_deploy.images.limits import DEFAULT_LIMITS, Limits
+from vlp_deploy.images.loading import ImageSource
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]

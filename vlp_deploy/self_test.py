@@ -13,12 +13,12 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Record
-from vlp_deploy.bundle import Bundle, ClassBank, Golden, Manifest
 from vlp_deploy.cache import cache_folder
-from vlp_deploy.coupled import one_by_one
+from vlp_deploy.classes.coupled import one_by_one
 from vlp_deploy.errors import EngineError
 from vlp_deploy.files import write_atomic
+from vlp_deploy.formats.architecture import Record
+from vlp_deploy.formats.bundle import Bundle, ClassBank, Golden, Manifest
 from vlp_deploy.processor import processor_name
 from vlp_deploy.tolerance import logit_tolerance
 

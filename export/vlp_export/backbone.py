@@ -7,10 +7,10 @@ for them where the `train` extra is installed, and this package itself needs no 
 from pathlib import Path
 
 from vlp_deploy import embedded
-from vlp_deploy.architecture import Backbone
 from vlp_deploy.errors import ModelError
 from vlp_deploy.extras import load_function
-from vlp_deploy.weights import Floats, fingerprint, load_weights
+from vlp_deploy.formats.architecture import Backbone
+from vlp_deploy.formats.weights import Floats, fingerprint, load_weights
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
 RESOLVER = "vlp_train.backbones:pretrained_weights"

@@ -11,14 +11,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.answers import Failure
-from vlp_deploy.architecture import Preprocessing
+from vlp_deploy.bulk.inputs import Inputs
+from vlp_deploy.bulk.items import Input
+from vlp_deploy.bulk.pipeline import batched
+from vlp_deploy.bulk.reading import READ_THREADS, Picture, read_pictures
+from vlp_deploy.data.list_files import read_list
 from vlp_deploy.errors import DataError
-from vlp_deploy.inputs import Inputs
-from vlp_deploy.items import Input
-from vlp_deploy.limits import DEFAULT_LIMITS
-from vlp_deploy.list_files import read_list
-from vlp_deploy.pipeline import batched
-from vlp_deploy.reading import READ_THREADS, Picture, read_pictures
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.images.limits import DEFAULT_LIMITS
 
 BATCH = 8
 LISTS = (".csv", ".jsonl", ".json")

@@ -19,9 +19,9 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import ClipConfig, Preprocessing, VisionTower, VisualLayout
-from vlp_deploy.bundle import CLASS_BANK, SELECTOR_LOGITS, SELECTOR_MATRIX
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing, VisionTower, VisualLayout
+from vlp_deploy.formats.bundle import CLASS_BANK, SELECTOR_LOGITS, SELECTOR_MATRIX
 from vlp_export.dialects import PORTABLE, ConstantRows, Dialect, Projections
 from vlp_export.folding import (
     LAYER_NORM_EPSILON,
@@ -98,9 +98,10 @@ def write_class_aware_graph(
 ) -> ir.Model:
     """Write the graph `image`, `class_bank` and the head's inputs → `embedding`, `logits`.
 
-    `class_bank` (n, K, d) are the queries of `vlp_deploy.class_aware`. With `selected` there are
-    also the input `selector_matrix` (D, K), logit scale included, and the output `selector_logits`
-    (B, K): the c = min(selected, K) largest choose the classes. Without, all classes are chosen.
+    `class_bank` (n, K, d) are the queries of `vlp_deploy.classes.class_aware`. With `selected`
+    there are also the input `selector_matrix` (D, K), logit scale included, and the output
+    `selector_logits` (B, K): the c = min(selected, K) largest choose the classes. Without, all
+    classes are chosen.
     Raises CheckpointError.
     """
     tower = config.vision

@@ -5,15 +5,15 @@ Legend: J prompted layers, m prompt tokens, d text width.
 
 import numpy as np
 
-from vlp_deploy.bundle import NewClasses
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.class_aware import WARNING, class_graph
-from vlp_deploy.class_bank import Progress
-from vlp_deploy.class_inputs import ClassSource, RunGraph
-from vlp_deploy.dual import backbone_prompts
+from vlp_deploy.classes.bank import Progress
+from vlp_deploy.classes.class_aware import WARNING, class_graph
+from vlp_deploy.classes.dual import backbone_prompts
+from vlp_deploy.classes.inputs import ClassSource, RunGraph
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import ClassAware, Dual
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.bundle import NewClasses
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import ClassAware, Dual
+from vlp_deploy.formats.weights import Floats
 
 OWN_CONTEXTS = (
     "every class was tuned with a context of its own, so a new class would have none. "
@@ -66,7 +66,7 @@ def class_source(
     logit_scale: float,
     progress: Progress | None = None,
 ) -> ClassSource:
-    """The checkpoint as `vlp_deploy.class_inputs.build_bank` reads it."""
+    """The checkpoint as `vlp_deploy.classes.inputs.build_bank` reads it."""
     header = checkpoint.header
     return ClassSource(
         structure=header.structure,

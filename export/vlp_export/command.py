@@ -10,9 +10,9 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vlp_deploy.bundle import Manifest
-from vlp_deploy.checkpoint import REFERENCE_IMAGES
-from vlp_deploy.structures import Conditioned
+from vlp_deploy.formats.bundle import Manifest
+from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
+from vlp_deploy.formats.structures import Conditioned
 from vlp_export.contexts import Context
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes

@@ -12,9 +12,9 @@ image and class are B·K, the classes of an image behind each other.
 import numpy as np
 import onnx_ir as ir
 
-from vlp_deploy.architecture import ClipConfig, Preprocessing, TextTower
-from vlp_deploy.conditioned import CLASS_SUFFIX, SUFFIX_END, MetaNet
+from vlp_deploy.classes.conditioned import CLASS_SUFFIX, SUFFIX_END, MetaNet
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing, TextTower
 from vlp_export.dialects import PORTABLE, Dialect, Projections
 from vlp_export.folding import Floats, Weights, start_of_text_rows
 from vlp_export.graph import GraphBuilder, Value

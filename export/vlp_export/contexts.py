@@ -22,11 +22,11 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import ClassBank
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.class_inputs import build_bank
+from vlp_deploy.classes.inputs import build_bank
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Coupled
+from vlp_deploy.formats.bundle import ClassBank
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled
 from vlp_export.calibration import calibration_images
 from vlp_export.coupled_folding import VISUAL_PROMPTS, couple, coupling_weights, text_queries
 from vlp_export.coupled_graph import write_coupled_graph, write_probe_graph, write_unfolded_graph

@@ -13,11 +13,11 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.classes.tokenizer import START_OF_TEXT
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Coupled
-from vlp_deploy.tokenizer import START_OF_TEXT
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled
 from vlp_export.folding import Floats, Weights, gelu, layer_norm, linear, scaled_input_projection
 
 Numbers = NDArray[np.floating]

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vlp_deploy.architecture import VisionTower
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.coupled import fixed_batch
-from vlp_deploy.structures import Coupled
+from vlp_deploy.classes.coupled import fixed_batch
+from vlp_deploy.formats.architecture import VisionTower
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled
 from vlp_export.coupled_folding import (
     PREFIX,
     VISUAL_PROMPTS,

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import onnx_ir as ir
 
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Decoupled
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Decoupled
 from vlp_export.dialects import PORTABLE, GatedRows
 from vlp_export.folding import Floats, Weights, constant_keys_values
 from vlp_export.graph import GraphBuilder, Value

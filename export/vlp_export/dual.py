@@ -6,12 +6,12 @@ Legend: K classes.
 import msgspec
 import numpy as np
 
-from vlp_deploy.bundle import ClassBank
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.class_inputs import ClassSource, Synonyms, dual_bank
-from vlp_deploy.dual import NEW_LOGITS
+from vlp_deploy.classes.dual import NEW_LOGITS
+from vlp_deploy.classes.inputs import ClassSource, Synonyms, dual_bank
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Dual
+from vlp_deploy.formats.bundle import ClassBank
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.structures import Dual
 
 
 def new_banks(source: ClassSource, names: Synonyms) -> dict[str, ClassBank]:

@@ -12,7 +12,14 @@ import onnx_ir
 import onnxruntime
 
 from vlp_deploy import __version__
-from vlp_deploy.bundle import (
+from vlp_deploy.classes.class_list import read_class_list
+from vlp_deploy.classes.coupled import fixed_batch
+from vlp_deploy.classes.dual import check_together, has_visual_prompts
+from vlp_deploy.classes.inputs import Synonyms, build_bank
+from vlp_deploy.classes.tokenizer import VOCABULARY_PATH
+from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
+from vlp_deploy.files import sha256_of
+from vlp_deploy.formats.bundle import (
     CLASS_MATRIX,
     MANIFEST,
     BundleContents,
@@ -22,14 +29,7 @@ from vlp_deploy.bundle import (
     check_target,
     write_bundle,
 )
-from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
-from vlp_deploy.class_inputs import Synonyms, build_bank
-from vlp_deploy.class_list import read_class_list
-from vlp_deploy.coupled import fixed_batch
-from vlp_deploy.dual import check_together, has_visual_prompts
-from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
-from vlp_deploy.files import sha256_of
-from vlp_deploy.tokenizer import VOCABULARY_PATH
+from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_export.backbone import load_backbone
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import Context, ContextChoice, settle_context

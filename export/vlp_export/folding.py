@@ -10,9 +10,9 @@ from math import erf
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Preprocessing, TextTower, VisionTower, VisualLayout
+from vlp_deploy.classes.tokenizer import START_OF_TEXT
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.tokenizer import START_OF_TEXT
+from vlp_deploy.formats.architecture import Preprocessing, TextTower, VisionTower, VisualLayout
 
 Floats = NDArray[np.float32]
 KeysValues = tuple[Floats, Floats]

@@ -6,9 +6,9 @@ a reference for each way.
 
 from collections.abc import Callable
 
-from vlp_deploy.bundle import ClassBank
-from vlp_deploy.class_inputs import ClassSource, Synonyms
-from vlp_deploy.structures import Dual, Structure
+from vlp_deploy.classes.inputs import ClassSource, Synonyms
+from vlp_deploy.formats.bundle import ClassBank
+from vlp_deploy.formats.structures import Dual, Structure
 from vlp_export.dual import new_banks
 
 Banks = dict[str, ClassBank]  # by the reference tensor that they have to reproduce

@@ -8,19 +8,19 @@ from dataclasses import dataclass
 
 import onnx_ir as ir
 
-from vlp_deploy.bundle import ClassBank, GraphInfo
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.class_aware import IMAGE_SMALL, class_graph
-from vlp_deploy.conditioned import CLASS_SUFFIX, MetaNet, prefix_length
-from vlp_deploy.coupled import fixed_batch
-from vlp_deploy.dual import (
+from vlp_deploy.classes.class_aware import IMAGE_SMALL, class_graph
+from vlp_deploy.classes.conditioned import CLASS_SUFFIX, MetaNet, prefix_length
+from vlp_deploy.classes.coupled import fixed_batch
+from vlp_deploy.classes.dual import (
     IMAGE_BASE,
     IMAGE_NEW,
     backbone_prompts,
     has_visual_prompts,
     mixed_prompts,
 )
-from vlp_deploy.structures import (
+from vlp_deploy.formats.bundle import ClassBank, GraphInfo
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import (
     ClassAware,
     Conditioned,
     Coupled,
@@ -29,7 +29,7 @@ from vlp_deploy.structures import (
     Plain,
     Structure,
 )
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.weights import Floats
 from vlp_export.class_aware_graph import write_class_aware_graph
 from vlp_export.class_texts import text_prompts
 from vlp_export.conditioned_graph import write_conditioned_graph, write_suffix_graph

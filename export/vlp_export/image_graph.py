@@ -6,7 +6,7 @@ d width, D joint width, K classes, m prompt tokens. B and K are dynamic.
 
 import onnx_ir as ir
 
-from vlp_deploy.architecture import ClipConfig, Preprocessing, VisionTower, VisualLayout
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing, VisionTower, VisualLayout
 from vlp_export.dialects import PORTABLE, ConstantRows, Dialect
 from vlp_export.folding import (
     Floats,

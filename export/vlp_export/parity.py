@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import CLASS_MATRIX, ClassBank, ParityRow, Precision
 from vlp_deploy.errors import ParityError
+from vlp_deploy.formats.bundle import CLASS_MATRIX, ClassBank, ParityRow, Precision
 from vlp_deploy.tolerance import logit_tolerance
 
 Floats = NDArray[np.float32]

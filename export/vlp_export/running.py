@@ -6,11 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import ClassBank
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.class_inputs import ClassSource
-from vlp_deploy.coupled import one_by_one
-from vlp_deploy.dual import IMAGE_BASE, IMAGE_NEW
+from vlp_deploy.classes.coupled import one_by_one
+from vlp_deploy.classes.dual import IMAGE_BASE, IMAGE_NEW
+from vlp_deploy.classes.inputs import ClassSource
+from vlp_deploy.formats.bundle import ClassBank
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_export.class_texts import class_source
 from vlp_export.folding import Floats, Weights
 from vlp_export.graphs import Graphs

@@ -10,12 +10,12 @@ Legend: n images, K classes, S image size.
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import SELECTOR_LOGITS, SELECTOR_MATRIX, ClassBank, Golden
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.errors import ParityError
-from vlp_deploy.structures import ClassAware
+from vlp_deploy.formats.bundle import SELECTOR_LOGITS, SELECTOR_MATRIX, ClassBank, Golden
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import ClassAware
+from vlp_deploy.formats.weights import Floats
 from vlp_deploy.tolerance import logit_tolerance
-from vlp_deploy.weights import Floats
 from vlp_export.running import Running
 
 Mask = NDArray[np.bool_]  # (n,)

@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import ClassBank
-from vlp_deploy.conditioned import run_in_pieces
+from vlp_deploy.classes.conditioned import run_in_pieces
+from vlp_deploy.formats.bundle import ClassBank
 from vlp_export.graphs import Graphs
 
 ERRORS_ONLY = 3

@@ -17,12 +17,12 @@ import onnx
 from onnx import numpy_helper
 from safetensors.numpy import load_file
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.bundle import Bundle, Floats, open_target
 from vlp_deploy.embedded import GRAFTS, weights_path
 from vlp_deploy.errors import IntegrityError
-from vlp_deploy.sealed import CHECKSUMS, seal
-from vlp_deploy.splice import Graft, splice
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.bundle import Bundle, Floats, open_target
+from vlp_deploy.formats.sealed import CHECKSUMS, seal
+from vlp_deploy.formats.splice import Graft, splice
 
 SMALL_BYTES = 4096  # not worth a graft
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 import numpy as np
 import onnx_ir as ir
 
-from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_export.dialects import PORTABLE, Dialect, GatedRows
 from vlp_export.folding import Weights
 from vlp_export.graph import GraphBuilder, Value

@@ -6,7 +6,7 @@ Legend: B rows, T tokens, d width of the tower.
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlp_deploy.architecture import TextTower, VisionTower
+from vlp_deploy.formats.architecture import TextTower, VisionTower
 from vlp_export.dialects import ConstantRows, Dialect, GatedRows, Projections
 from vlp_export.folding import LAYER_NORM_EPSILON, Floats, Weights, scaled_input_projection
 from vlp_export.graph import GraphBuilder, Value

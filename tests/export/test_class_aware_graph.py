@@ -9,8 +9,8 @@ from numpy.typing import NDArray
 
 from tests.export.test_flops import VIT_B_16, VLP_TINY, image_cost, tower_flops, zero_weights
 from tests.export.tiny_clip import make_config, make_pixels, make_weights
-from vlp_deploy.architecture import ClipConfig, Preprocessing
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_export.class_aware_graph import write_class_aware_graph
 from vlp_export.flops import count_flops
 from vlp_export.graph import to_bytes

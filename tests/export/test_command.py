@@ -11,8 +11,8 @@ from tests.export.tiny_clip import (
     make_weights,
     save_weights,
 )
-from vlp_deploy.bundle import Bundle
 from vlp_deploy.cli import run
+from vlp_deploy.formats.bundle import Bundle
 from vlp_export.command import describe_cost
 
 CONFIG = make_config(vocab_size=VOCABULARY)

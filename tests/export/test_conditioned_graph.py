@@ -20,11 +20,11 @@ from tests.export.tiny_clip import (
     make_prompts,
     make_weights,
 )
-from vlp_deploy.architecture import ClipConfig, Preprocessing, TextLayout
-from vlp_deploy.conditioned import MetaNet, suffix_rows
+from vlp_deploy.classes.conditioned import MetaNet, suffix_rows
+from vlp_deploy.classes.tokenizer import START_OF_TEXT, Tokenizer
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Conditioned
-from vlp_deploy.tokenizer import START_OF_TEXT, Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing, TextLayout
+from vlp_deploy.formats.structures import Conditioned
 from vlp_export.conditioned_graph import write_conditioned_graph, write_suffix_graph
 from vlp_export.flops import count_flops
 from vlp_export.folding import start_of_text_rows

@@ -23,11 +23,11 @@ from tests.export.tiny_clip import (
     save_weights,
 )
 from vlp_deploy import Classifier
-from vlp_deploy.architecture import ClipConfig, TextLayout, VisualLayout
-from vlp_deploy.bundle import Bundle
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.errors import BundleError, CheckpointError, DataError, ParityError
-from vlp_deploy.structures import Coupled
+from vlp_deploy.formats.architecture import ClipConfig, TextLayout, VisualLayout
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled
 from vlp_export import export
 from vlp_export.command import describe_context
 from vlp_export.contexts import ContextChoice, coupling_cost, settle_context

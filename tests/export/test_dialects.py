@@ -15,8 +15,8 @@ from tests.export.tiny_clip import (
     text_features,
     unit,
 )
-from vlp_deploy.architecture import Preprocessing, VisualLayout
-from vlp_deploy.prompts import TextRows
+from vlp_deploy.classes.prompts import TextRows
+from vlp_deploy.formats.architecture import Preprocessing, VisualLayout
 from vlp_export.dialects import ConstantRows, Dialect, Projections
 from vlp_export.graph import GraphBuilder, Value, node_count
 from vlp_export.image_graph import write_image_graph

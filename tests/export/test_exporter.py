@@ -28,9 +28,6 @@ from tests.export.tiny_clip import (
     save_weights,
 )
 from vlp_deploy import embedded
-from vlp_deploy.architecture import Backbone, ClipConfig, TextLayout, VisualLayout
-from vlp_deploy.bundle import Bundle
-from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_deploy.errors import (
     BundleError,
     CheckpointError,
@@ -40,7 +37,10 @@ from vlp_deploy.errors import (
     ModelError,
     ParityError,
 )
-from vlp_deploy.weights import fingerprint
+from vlp_deploy.formats.architecture import Backbone, ClipConfig, TextLayout, VisualLayout
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
+from vlp_deploy.formats.weights import fingerprint
 from vlp_export import export
 from vlp_export.backbone import load_backbone
 

@@ -10,13 +10,13 @@ import pytest
 
 from tests.export.tiny_clip import make_config, make_weights
 from vlp_deploy import embedded
-from vlp_deploy.architecture import (
+from vlp_deploy.formats.architecture import (
     ClipConfig,
     Preprocessing,
     VisualLayout,
 )
-from vlp_deploy.methods import METHODS
-from vlp_deploy.weights import expected_shapes
+from vlp_deploy.formats.methods import METHODS
+from vlp_deploy.formats.weights import expected_shapes
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import GraphBuilder, node_count, to_bytes

@@ -4,7 +4,7 @@ import numpy as np
 import torch
 
 from tests.export.tiny_clip import make_config, make_pixels, make_prompts, make_weights
-from vlp_deploy.architecture import Preprocessing
+from vlp_deploy.formats.architecture import Preprocessing
 from vlp_export.folding import (
     constant_keys_values,
     layer_norm,

@@ -14,11 +14,11 @@ from tests.export.golden.seeded_clip import (
     seeded_pixels,
     seeded_weights,
 )
-from vlp_deploy.architecture import Backbone, Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.bundle import BundleContents
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.structures import ClassAware, Conditioned, Plain, Structure
-from vlp_deploy.weights import fingerprint as weights_sha256
+from vlp_deploy.formats.architecture import Backbone, Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.formats.bundle import BundleContents
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.structures import ClassAware, Conditioned, Plain, Structure
+from vlp_deploy.formats.weights import fingerprint as weights_sha256
 from vlp_export.exporter import build_bundle
 
 HERE = Path(__file__).parent / "golden"

@@ -17,8 +17,8 @@ from tests.export.tiny_clip import (
     make_weights,
     run_image_graph,
 )
-from vlp_deploy.architecture import Preprocessing, VisualLayout
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.architecture import Preprocessing, VisualLayout
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph
 from vlp_export.session import Floats, Session

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import ClassBank
 from vlp_deploy.errors import ParityError
+from vlp_deploy.formats.bundle import ClassBank
 from vlp_export.parity import Floats, Reference, RunImages, check_parity
 
 PIXELS = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(3, axis=1)

@@ -17,10 +17,10 @@ from tests.export.tiny_clip import (
     save_weights,
 )
 from vlp_deploy import embedded
-from vlp_deploy.architecture import VisualLayout
-from vlp_deploy.bundle import Bundle, write_bundle
 from vlp_deploy.errors import IntegrityError
-from vlp_deploy.splice import Graft
+from vlp_deploy.formats.architecture import VisualLayout
+from vlp_deploy.formats.bundle import Bundle, write_bundle
+from vlp_deploy.formats.splice import Graft
 from vlp_export.exporter import build_bundle
 from vlp_export.strip import strip_bundle
 

@@ -6,10 +6,16 @@ import onnx_ir as ir
 
 from tests.export.test_contexts import coupling
 from tests.export.test_flops import VIT_B_16, image_inputs, zero_weights
-from vlp_deploy.architecture import Backbone, ClipConfig, Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.structures import Coupled, Decoupled, Plain, Structure
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import (
+    Backbone,
+    ClipConfig,
+    Preprocessing,
+    TextLayout,
+    VisualLayout,
+)
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled, Decoupled, Plain, Structure
+from vlp_deploy.formats.weights import Floats
 from vlp_export.coupled_graph import write_coupled_graph
 from vlp_export.decoupled_graph import write_decoupled_graph
 from vlp_export.flops import count_flops

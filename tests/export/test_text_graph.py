@@ -13,8 +13,8 @@ from tests.export.tiny_clip import (
     text_features,
     unit,
 )
+from vlp_deploy.classes.prompts import TextRows
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.prompts import TextRows
 from vlp_export.graph import to_bytes
 from vlp_export.session import Floats
 from vlp_export.text_graph import write_text_graph

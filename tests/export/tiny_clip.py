@@ -9,7 +9,9 @@ import torch
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from vlp_deploy.architecture import (
+from vlp_deploy.classes.prompts import TextRows, text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import (
     Backbone,
     ClipConfig,
     Preprocessing,
@@ -18,10 +20,8 @@ from vlp_deploy.architecture import (
     VisionTower,
     VisualLayout,
 )
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.prompts import TextRows, text_rows
-from vlp_deploy.tokenizer import Tokenizer
-from vlp_deploy.weights import expected_shapes, fingerprint
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.weights import expected_shapes, fingerprint
 from vlp_export.graph import to_bytes
 from vlp_export.session import Session
 from vlp_train.clip import Clip

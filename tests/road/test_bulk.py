@@ -19,7 +19,7 @@ import pytest
 
 from tests.road.torture import BROKEN, SIZES, encoded, photo, write_torture
 from vlp_deploy import Classifier, Prediction
-from vlp_deploy.fake_bundle import write_fake_bundle
+from vlp_deploy.formats.fake_bundle import write_fake_bundle
 
 NOBODY = 65_534
 GOOD = 10_000

@@ -11,10 +11,10 @@ import pytest
 from numpy.typing import NDArray
 
 from vlp_deploy import Classifier, embedded
-from vlp_deploy.bundle import Bundle
 from vlp_deploy.cli import run
 from vlp_deploy.errors import VlpError
-from vlp_deploy.methods import METHODS
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.methods import METHODS
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")

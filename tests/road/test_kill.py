@@ -16,10 +16,10 @@ from pathlib import Path
 
 import pytest
 
-from vlp_deploy.bundle import Bundle
-from vlp_deploy.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_deploy.embedded import emoji_path
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")

@@ -13,10 +13,11 @@ from typing import Any
 import pytest
 from PIL import Image
 
-from vlp_deploy import Classifier, cli, ray_run
+from vlp_deploy import Classifier, cli
+from vlp_deploy.bulk import ray_run
 from vlp_deploy.errors import EngineError
-from vlp_deploy.fake_bundle import write_fake_bundle
-from vlp_deploy.limits import DEFAULT_LIMITS
+from vlp_deploy.formats.fake_bundle import write_fake_bundle
+from vlp_deploy.images.limits import DEFAULT_LIMITS
 
 COUNT = 60
 

@@ -10,10 +10,10 @@ import msgspec
 import pytest
 
 from vlp_deploy import Classifier, Prediction, embedded
-from vlp_deploy.bench import BenchReport
-from vlp_deploy.bundle import Bundle
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.measuring.bench import BenchReport
 from vlp_deploy.tolerance import TOLERANCE_AT_100 as LOGIT_TOLERANCE
 
 pytest.importorskip("torch")
@@ -129,7 +129,7 @@ def test_the_default_bundle_is_whole_and_unpacked_once() -> None:
 
 
 def test_the_default_bundle_is_of_the_embedded_weights() -> None:
-    from vlp_deploy.weights import fingerprint, load_weights
+    from vlp_deploy.formats.weights import fingerprint, load_weights
 
     weights = load_weights(embedded.weights_path(), embedded.config())
 

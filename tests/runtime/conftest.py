@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlp_deploy.bundle import Bundle, BundleContents, write_bundle
-from vlp_deploy.fake_bundle import write_fake_bundle
+from vlp_deploy.formats.bundle import Bundle, BundleContents, write_bundle
+from vlp_deploy.formats.fake_bundle import write_fake_bundle
 
 CLASSES = ("red", "green", "blue", "grey")
 

@@ -6,8 +6,8 @@ from typing import Any
 import msgspec
 import pytest
 
-from vlp_deploy.architecture import ClipConfig, VisionTower
 from vlp_deploy.errors import ModelError
+from vlp_deploy.formats.architecture import ClipConfig, VisionTower
 
 OPEN_CLIP: dict[str, Any] = {
     "embed_dim": 512,

@@ -11,7 +11,13 @@ import pytest
 from PIL import Image
 
 from vlp_deploy import cli
-from vlp_deploy.bench import (
+from vlp_deploy.classifier import Classifier
+from vlp_deploy.commands.bench import REPORT_FILE
+from vlp_deploy.data.dataset import Dataset, Sample
+from vlp_deploy.errors import DataError, EngineError
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.structures import Coupled
+from vlp_deploy.measuring.bench import (
     BenchReport,
     accuracy,
     agreement,
@@ -21,12 +27,6 @@ from vlp_deploy.bench import (
     measure_contenders,
     measure_latencies,
 )
-from vlp_deploy.bundle import Bundle
-from vlp_deploy.classifier import Classifier
-from vlp_deploy.commands.bench import REPORT_FILE
-from vlp_deploy.data import Dataset, Sample
-from vlp_deploy.errors import DataError, EngineError
-from vlp_deploy.structures import Coupled
 
 LOGITS = np.array([[9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6]], np.float32)
 
@@ -157,7 +157,9 @@ def test_output_that_cannot_be_written_is_told_before_the_measuring(
 ) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "report" / REPORT_FILE).mkdir(parents=True)
-    monkeypatch.setattr("vlp_deploy.bench.measure_contenders", None)  # calling it would raise
+    monkeypatch.setattr(
+        "vlp_deploy.measuring.bench.measure_contenders", None
+    )  # calling it would raise
 
     for output, reason in (("file", "File exists"), ("report", "is a folder")):
         assert quick_bench(fake_bundle, "--output", tmp_path / output) == 1

@@ -8,7 +8,8 @@ import msgspec
 import numpy as np
 import pytest
 
-from vlp_deploy.bundle import (
+from vlp_deploy.errors import BundleError, IntegrityError
+from vlp_deploy.formats.bundle import (
     CLASSES,
     GOLDEN,
     MANIFEST,
@@ -20,9 +21,8 @@ from vlp_deploy.bundle import (
     check_target,
     write_bundle,
 )
-from vlp_deploy.errors import BundleError, IntegrityError
-from vlp_deploy.fake_bundle import write_fake_bundle
-from vlp_deploy.sealed import CHECKSUMS, seal
+from vlp_deploy.formats.fake_bundle import write_fake_bundle
+from vlp_deploy.formats.sealed import CHECKSUMS, seal
 
 FILES = (MANIFEST, CLASSES, PROMPTS, GOLDEN, VOCABULARY, "image.fake", "text.fake")
 

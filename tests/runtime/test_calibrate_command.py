@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 
 from vlp_deploy import Classifier, Prediction, cli
-from vlp_deploy.bundle import Bundle
 from vlp_deploy.commands.calibrate import fit, halves
-from vlp_deploy.sealed import CHECKSUMS
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.sealed import CHECKSUMS
 
 CLASSES = ("red", "green", "blue", "grey")
 

@@ -3,9 +3,13 @@
 import numpy as np
 import pytest
 
-from vlp_deploy.calibration import fit_class_thresholds, fit_reject_threshold, fit_temperature
 from vlp_deploy.errors import DataError
-from vlp_deploy.metrics import expected_calibration_error, log_probabilities, reliability
+from vlp_deploy.measuring.calibration import (
+    fit_class_thresholds,
+    fit_reject_threshold,
+    fit_temperature,
+)
+from vlp_deploy.measuring.metrics import expected_calibration_error, log_probabilities, reliability
 
 
 def drawn(count: int, *, scale: float, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:

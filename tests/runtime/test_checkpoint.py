@@ -9,7 +9,8 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from vlp_deploy.architecture import (
+from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.architecture import (
     Backbone,
     ClipConfig,
     Preprocessing,
@@ -18,8 +19,7 @@ from vlp_deploy.architecture import (
     VisionTower,
     VisualLayout,
 )
-from vlp_deploy.checkpoint import RUN_FILE, Header, PromptCheckpoint
-from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
 
 CONFIG = ClipConfig(
     embed_dim=4,

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlp_deploy.bundle import NewClasses
-from vlp_deploy.class_aware import check_small, class_aware_bank, class_graph
-from vlp_deploy.class_bank import ClassFeatures
+from vlp_deploy.classes.bank import ClassFeatures
+from vlp_deploy.classes.class_aware import check_small, class_aware_bank, class_graph
 from vlp_deploy.cli import run
 from vlp_deploy.errors import ClassListError
-from vlp_deploy.structures import ClassAware, Plain
+from vlp_deploy.formats.bundle import NewClasses
+from vlp_deploy.formats.structures import ClassAware, Plain
 
 STRUCTURE = ClassAware(selected=3, selector_template="{} texture.")
 DRAW = np.random.default_rng(0)

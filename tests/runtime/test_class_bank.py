@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import TextLayout
-from vlp_deploy.class_bank import ROWS_A_RUN, build_class_features
+from vlp_deploy.classes.bank import ROWS_A_RUN, build_class_features
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.errors import ClassListError
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import TextLayout
 
 TOKENIZER = Tokenizer.default()
 PROMPTS = np.zeros((1, 0, 4), np.float32)

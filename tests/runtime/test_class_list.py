@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vlp_deploy.class_list import read_class_list, refuse_duplicates
+from vlp_deploy.classes.class_list import read_class_list, refuse_duplicates
 from vlp_deploy.errors import ClassListError
 
 

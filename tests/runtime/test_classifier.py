@@ -13,7 +13,6 @@ from PIL import Image
 
 import vlp_deploy
 from vlp_deploy import Classifier, Failure, Prediction, VlpError
-from vlp_deploy.bundle import NewClasses
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.classifier import softmax
 from vlp_deploy.engines.fake import FakeEngine
@@ -24,8 +23,9 @@ from vlp_deploy.errors import (
     ImageError,
     IntegrityError,
 )
-from vlp_deploy.fake_bundle import write_fake_bundle
-from vlp_deploy.preprocess import preprocess
+from vlp_deploy.formats.bundle import NewClasses
+from vlp_deploy.formats.fake_bundle import write_fake_bundle
+from vlp_deploy.images.preprocess import preprocess
 from vlp_deploy.tolerance import logit_tolerance
 
 
@@ -248,7 +248,7 @@ def test_bundle_that_forbids_new_classes_says_why(changed_bundle) -> None:
 
 
 def test_learned_prompt_takes_no_other_template(changed_bundle, fake_bundle: Path) -> None:
-    layout = vlp_deploy.architecture.TextLayout(tokens=2)
+    layout = vlp_deploy.formats.architecture.TextLayout(tokens=2)
     classifier = Classifier.load(changed_bundle(text_layout=layout))
 
     with pytest.raises(ClassListError, match="prompt was learned"):

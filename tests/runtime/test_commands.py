@@ -6,9 +6,9 @@ import msgspec
 import pytest
 
 from vlp_deploy import cli
-from vlp_deploy.bundle import Bundle, Manifest
-from vlp_deploy.methods import METHODS
-from vlp_deploy.structures import Coupled
+from vlp_deploy.formats.bundle import Bundle, Manifest
+from vlp_deploy.formats.methods import METHODS
+from vlp_deploy.formats.structures import Coupled
 
 
 def flip_a_byte(path: Path) -> None:

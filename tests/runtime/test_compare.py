@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
-from vlp_deploy.bench import BenchReport, ContenderResult
-from vlp_deploy.compare import compare, differences
 from vlp_deploy.errors import DataError
-from vlp_deploy.measure import Doubles, Latency, Machine
+from vlp_deploy.measuring.bench import BenchReport, ContenderResult
+from vlp_deploy.measuring.compare import compare, differences
+from vlp_deploy.measuring.timing import Doubles, Latency, Machine
 
 
 def report(times_ms: Doubles, work_ms: Doubles, *, batch: int = 1, threads: int = 2) -> BenchReport:

@@ -7,11 +7,11 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlp_deploy import conditioned
-from vlp_deploy.architecture import ClipConfig, TextLayout, TextTower, VisionTower
-from vlp_deploy.conditioned import MetaNet, class_pieces, run_in_pieces, suffix_rows
+from vlp_deploy.classes import conditioned
+from vlp_deploy.classes.conditioned import MetaNet, class_pieces, run_in_pieces, suffix_rows
+from vlp_deploy.classes.tokenizer import END_OF_TEXT, Tokenizer
 from vlp_deploy.errors import CheckpointError, ClassListError
-from vlp_deploy.tokenizer import END_OF_TEXT, Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig, TextLayout, TextTower, VisionTower
 
 LAYOUT = TextLayout(tokens=4)
 TEMPLATES = ("a photo of a {}.",)

@@ -15,10 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset, subset
+from vlp_deploy.bulk.inputs import Inputs
+from vlp_deploy.data.dataset import Dataset, Sample, check_readable, few_shot, load_dataset, subset
 from vlp_deploy.errors import DataError, MissingExtraError
-from vlp_deploy.images import IMAGE_SUFFIXES
-from vlp_deploy.inputs import Inputs
+from vlp_deploy.images.loading import IMAGE_SUFFIXES
 
 
 def touch(root: Path, *names: str) -> Path:

@@ -1,6 +1,6 @@
 """Which classes DPC serves by the mixture."""
 
-from vlp_deploy.dual import base_rows
+from vlp_deploy.classes.dual import base_rows
 
 BASE = ("Red_Fox", "7 0 7 - 3 2 0")  # the second as its tokens spell it
 

@@ -8,7 +8,7 @@ from safetensors.numpy import save_file
 
 from vlp_deploy import Classifier, cli, embedded
 from vlp_deploy.errors import BundleError, IntegrityError
-from vlp_deploy.sealed import CHECKSUMS
+from vlp_deploy.formats.sealed import CHECKSUMS
 
 
 @pytest.fixture

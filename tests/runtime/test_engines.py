@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlp_deploy.bundle import Bundle
 from vlp_deploy.engines import ENGINES, PLANNED, choose_engine, engine_class
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.check import check_engine
@@ -16,6 +15,7 @@ from vlp_deploy.engines.fake import FakeEngine
 from vlp_deploy.engines.onnx import OnnxEngine
 from vlp_deploy.engines.openvino import OpenVinoEngine
 from vlp_deploy.errors import EngineError, MissingExtraError
+from vlp_deploy.formats.bundle import Bundle
 
 SIZE, WIDTH, CLASSES = 32, 16, 4
 

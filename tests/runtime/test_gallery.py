@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from vlp_deploy import cli
-from vlp_deploy.limits import DEFAULT_LIMITS
-from vlp_deploy.outputs import gallery
-from vlp_deploy.outputs.gallery import Gallery
-from vlp_deploy.results import Row
+from vlp_deploy.bulk.outputs import gallery
+from vlp_deploy.bulk.outputs.gallery import Gallery
+from vlp_deploy.bulk.results import Row
+from vlp_deploy.images.limits import DEFAULT_LIMITS
 
 VOID = {"meta", "img", "br"}
 

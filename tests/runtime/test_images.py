@@ -15,10 +15,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps
 
-from vlp_deploy import images
 from vlp_deploy.errors import ImageError
-from vlp_deploy.images import check_header, load_image
-from vlp_deploy.limits import Deadline, Limits
+from vlp_deploy.images import loading as images
+from vlp_deploy.images.limits import Deadline, Limits
+from vlp_deploy.images.loading import check_header, load_image
 
 
 def encoded(image: Image.Image, format: str, **options: object) -> bytes:

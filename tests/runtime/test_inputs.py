@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from vlp_deploy.answers import Failure
+from vlp_deploy.bulk.inputs import Inputs
+from vlp_deploy.bulk.items import Deferred, Item
 from vlp_deploy.errors import DataError, ImageError
-from vlp_deploy.inputs import Inputs
-from vlp_deploy.items import Deferred, Item
 
 PNG = b"\x89PNG\r\n\x1a\n" + bytes(20)
 

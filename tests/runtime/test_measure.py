@@ -4,7 +4,7 @@ import time
 
 import numpy as np
 
-from vlp_deploy.measure import Latency, describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import Latency, describe_machine, paired_ratio, take_turns
 
 
 def test_latency_percentiles_of_known_times() -> None:

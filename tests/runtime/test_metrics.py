@@ -5,8 +5,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vlp_deploy import metrics
-from vlp_deploy.metrics import Confusion
+from vlp_deploy.measuring import metrics
+from vlp_deploy.measuring.metrics import Confusion
 
 RNG = np.random.default_rng(5)
 

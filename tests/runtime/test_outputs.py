@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from vlp_deploy import cli
+from vlp_deploy.bulk.outputs import parts
+from vlp_deploy.bulk.outputs.header import RunHeader, header_path
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.outputs import parts
-from vlp_deploy.outputs.header import RunHeader, header_path
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange")
 

@@ -5,8 +5,8 @@ import time
 
 import pytest
 
+from vlp_deploy.bulk.pipeline import Bounds, batched, ordered_map
 from vlp_deploy.errors import DataError
-from vlp_deploy.pipeline import Bounds, batched, ordered_map
 
 
 def test_results_come_in_the_order_of_their_items() -> None:
@@ -109,8 +109,8 @@ def test_clock_stands_still_while_paused() -> None:
 
 
 def test_too_many_that_hang_are_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("vlp_deploy.pipeline.MAX_ABANDONED", 3)
-    monkeypatch.setattr("vlp_deploy.pipeline.JOIN_S", 0.1)
+    monkeypatch.setattr("vlp_deploy.bulk.pipeline.MAX_ABANDONED", 3)
+    monkeypatch.setattr("vlp_deploy.bulk.pipeline.JOIN_S", 0.1)
     hang = threading.Event()
     bounds = Bounds(workers=2, ahead=9, seconds=0.02, late=lambda number: number)
 

@@ -9,11 +9,11 @@ from hypothesis import strategies as st
 from numpy.typing import NDArray
 from PIL import Image
 
-from vlp_deploy.architecture import Preprocessing
 from vlp_deploy.errors import ImageError
-from vlp_deploy.images import load_image
-from vlp_deploy.limits import Limits
-from vlp_deploy.preprocess import MAX_RESIZED_PIXELS, preprocess
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.images.limits import Limits
+from vlp_deploy.images.loading import load_image
+from vlp_deploy.images.preprocess import MAX_RESIZED_PIXELS, preprocess
 
 
 def noise(width: int, height: int, *, seed: int = 0) -> Image.Image:

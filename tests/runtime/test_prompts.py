@@ -4,10 +4,10 @@ from itertools import chain
 
 import pytest
 
-from vlp_deploy.architecture import TextLayout
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer
 from vlp_deploy.errors import ClassListError
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer
+from vlp_deploy.formats.architecture import TextLayout
 
 TOKENIZER = Tokenizer.default()
 MERGING = ["foo (bar)", "U.S.", "what is it?", "C++", "gas mask!"]

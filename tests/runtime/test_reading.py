@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from vlp_deploy import reading
 from vlp_deploy.answers import Failure
-from vlp_deploy.architecture import Preprocessing
+from vlp_deploy.bulk import reading
+from vlp_deploy.bulk.items import Input, Item
+from vlp_deploy.bulk.reading import Picture, read_pictures
 from vlp_deploy.errors import ImageError
-from vlp_deploy.items import Input, Item
-from vlp_deploy.limits import Limits
-from vlp_deploy.reading import Picture, read_pictures
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.images.limits import Limits
 
 
 def png(colour: str) -> bytes:

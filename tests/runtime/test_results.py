@@ -10,7 +10,7 @@ import re
 import pytest
 
 from vlp_deploy.answers import Candidate, Failure, Prediction
-from vlp_deploy.results import LINE_FORMATS, row_of
+from vlp_deploy.bulk.results import LINE_FORMATS, row_of
 
 GOOD = Prediction(
     path="a b/ü.jpg",

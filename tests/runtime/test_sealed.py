@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from vlp_deploy.errors import BundleError, IntegrityError
-from vlp_deploy.sealed import CHECKSUMS, SealedFolder, seal
+from vlp_deploy.formats.sealed import CHECKSUMS, SealedFolder, seal
 
 FILES = {"graph.onnx": b"graph" * 100, "manifest.json": b"{}", "empty": b""}
 
@@ -104,7 +104,7 @@ def test_a_file_that_cannot_be_read_is_named(
         raise OSError(errno.EIO, "Input/output error")
 
     monkeypatch.setattr(Path, "read_bytes", refuse)
-    monkeypatch.setattr("vlp_deploy.sealed.sha256_of", refuse)
+    monkeypatch.setattr("vlp_deploy.formats.sealed.sha256_of", refuse)
 
     with pytest.raises(BundleError, match=r"(SHA256SUMS|graph\.onnx) cannot be read: Input/output"):
         SealedFolder(folder) if use == "open" else getattr(sealed, use)("graph.onnx")

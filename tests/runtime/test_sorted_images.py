@@ -9,10 +9,10 @@ import pytest
 from PIL import Image
 
 from vlp_deploy import cli
+from vlp_deploy.bulk.items import Item
+from vlp_deploy.bulk.outputs.sorted_images import SortedImages, safe_name
+from vlp_deploy.bulk.results import Row
 from vlp_deploy.errors import DataError
-from vlp_deploy.items import Item
-from vlp_deploy.outputs.sorted_images import SortedImages, safe_name
-from vlp_deploy.results import Row
 
 Sort = Callable[..., int]
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from vlp_deploy.splice import Graft, _varint, splice
+from vlp_deploy.formats.splice import Graft, _varint, splice
 
 WEIGHTS = {"w": np.arange(12 * 4, dtype=np.float16).reshape(12, 4)}
 

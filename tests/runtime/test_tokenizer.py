@@ -7,8 +7,14 @@ import regex
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from vlp_deploy.classes.tokenizer import (
+    END_OF_TEXT,
+    START_OF_TEXT,
+    VOCABULARY_PATH,
+    Tokenizer,
+    clean,
+)
 from vlp_deploy.errors import BundleError
-from vlp_deploy.tokenizer import END_OF_TEXT, START_OF_TEXT, VOCABULARY_PATH, Tokenizer, clean
 
 AWKWARD = [
     "",

@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from vlp_deploy import cli, watching
-from vlp_deploy.watching import arrivals
+from vlp_deploy import cli
+from vlp_deploy.bulk import watching
+from vlp_deploy.bulk.watching import arrivals
 
 
 @pytest.fixture

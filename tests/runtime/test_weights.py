@@ -8,9 +8,9 @@ import pytest
 from numpy.typing import NDArray
 from safetensors.numpy import save_file
 
-from vlp_deploy.architecture import ClipConfig, TextTower, VisionTower
 from vlp_deploy.errors import ModelError
-from vlp_deploy.weights import Floats, expected_shapes, fingerprint, load_weights
+from vlp_deploy.formats.architecture import ClipConfig, TextTower, VisionTower
+from vlp_deploy.formats.weights import Floats, expected_shapes, fingerprint, load_weights
 
 CONFIG = ClipConfig(
     embed_dim=4,

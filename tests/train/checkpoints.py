@@ -7,10 +7,10 @@ import numpy as np
 import torch
 
 from tests.train.conftest import random_weights
-from vlp_deploy.architecture import Backbone, Preprocessing
-from vlp_deploy.bundle import BundleContents
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
-from vlp_deploy.weights import fingerprint
+from vlp_deploy.formats.architecture import Backbone, Preprocessing
+from vlp_deploy.formats.bundle import BundleContents
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.weights import fingerprint
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.methods import METHODS, Method, Task, method_config

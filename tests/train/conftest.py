@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 from safetensors.numpy import save_file
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.weights import expected_shapes
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.weights import expected_shapes
 from vlp_train.backbones import build_clip
 from vlp_train.clip import Clip
 from vlp_train.request import Request

@@ -10,9 +10,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from vlp_deploy.architecture import OPENAI_MEAN, ClipConfig
 from vlp_deploy.errors import ModelError
-from vlp_deploy.weights import fingerprint, load_weights
+from vlp_deploy.formats.architecture import OPENAI_MEAN, ClipConfig
+from vlp_deploy.formats.weights import fingerprint, load_weights
 from vlp_train import backbones
 from vlp_train.backbones import load_backbone, load_preprocessing, reload_backbone
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlp_deploy.architecture import ClipConfig, Position, Preprocessing, TextLayout
+from vlp_deploy.formats.architecture import ClipConfig, Position, Preprocessing, TextLayout
 from vlp_train import chunks
 from vlp_train.chunks import fitting_rows, kept_bytes
 from vlp_train.clip import Clip

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlp_deploy.architecture import ClipConfig, TextLayout, VisualLayout
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig, TextLayout, VisualLayout
 from vlp_train.clip import Clip
 
 NAMES = ["Boeing 737-800", "forget-me-not", "sea_lion", "rose", "U.S. flag", "gas mask x"]

@@ -10,9 +10,9 @@ import pytest
 from safetensors.numpy import save_file
 
 from tests.train.conftest import OPEN_CLIP_CONFIG, ModelFiles, random_weights
-from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.structures import Dual
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.structures import Dual
 from vlp_train.request import Request
 from vlp_train.training import Outcome, train
 

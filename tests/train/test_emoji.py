@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import vlp_deploy
-from vlp_deploy.data import check_readable, load_dataset
+from vlp_deploy.data.dataset import check_readable, load_dataset
 from vlp_deploy.errors import DataError
 from vlp_train.emoji import (
     MINIMUM_STYLES,

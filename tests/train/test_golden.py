@@ -15,7 +15,7 @@ from tests.export.golden.seeded_clip import Floats, clip_config, seeded_pixels, 
 from tests.export.test_golden import HERE, LOCAL_CASES, checkpoint_of, read_case
 from tests.export.test_golden import check as check_export
 from tests.train.importing.golden_cases import complete_case, model_files
-from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_export.contexts import ContextChoice, settle_context
 from vlp_export.exporter import build_bundle
 from vlp_train.backbones import build_clip

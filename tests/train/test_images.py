@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.data import Sample, few_shot, load_dataset
+from vlp_deploy.data.dataset import Sample, few_shot, load_dataset
 from vlp_deploy.errors import DataError
-from vlp_deploy.preprocess import preprocess
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.images.preprocess import preprocess
 from vlp_train.images import ImageSet
 
 PREPROCESSING = Preprocessing(image_size=16)

@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from vlp_deploy.architecture import ClipConfig, Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.data import load_dataset
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.methods import METHODS as KNOWN_METHODS
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.formats.methods import METHODS as KNOWN_METHODS
 from vlp_train.clip import Clip
 from vlp_train.fit import fit
 from vlp_train.images import ImageSet

@@ -18,9 +18,9 @@ from tests.train.checkpoints import (
     inputs,
 )
 from tests.train.conftest import random_weights
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.structures import Conditioned
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.formats.structures import Conditioned
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.conditioned import ConditionedClip

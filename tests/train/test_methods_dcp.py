@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from tests.train.checkpoints import LOGIT_TOLERANCE, PIXELS, build, checkpoint_of, inputs
 from tests.train.conftest import random_weights
-from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import TrainingError
+from vlp_deploy.formats.architecture import Preprocessing
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.coupled import attend_across

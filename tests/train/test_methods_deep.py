@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from tests.train.checkpoints import build, check_export, enlarge, gradients
-from vlp_deploy.architecture import ClipConfig, TextLayout, VisualLayout
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig, TextLayout, VisualLayout
 from vlp_train.clip import Clip
 from vlp_train.methods import method_config
 

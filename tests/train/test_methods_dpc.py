@@ -11,10 +11,10 @@ import torch
 import torch.nn.functional as F
 
 from tests.train.checkpoints import LABELS, NAMES, PIXELS, build, checkpoint_of, enlarge
-from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.data import load_dataset
-from vlp_deploy.dual import base_rows
+from vlp_deploy.classes.dual import base_rows
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import ClassListError, TrainingError
+from vlp_deploy.formats.architecture import Preprocessing
 from vlp_train.clip import Clip
 from vlp_train.dual import DualClip
 from vlp_train.fit import fit

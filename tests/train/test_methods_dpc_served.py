@@ -12,11 +12,11 @@ import torch
 from tests.train.checkpoints import LOGIT_TOLERANCE, NAMES, PIXELS, build, checkpoint_of, enlarge
 from tests.train.conftest import random_weights
 from vlp_deploy import Classifier
-from vlp_deploy.architecture import ClipConfig, Preprocessing
-from vlp_deploy.bundle import BundleContents, write_bundle
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import Dataset, Sample
+from vlp_deploy.data.dataset import Dataset, Sample
 from vlp_deploy.errors import CheckpointError, ClassListError, EngineError, ParityError
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
+from vlp_deploy.formats.bundle import BundleContents, write_bundle
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.forward import prompted_clip

@@ -17,7 +17,7 @@ from tests.train.checkpoints import (
     gradients,
 )
 from tests.train.conftest import random_weights
-from vlp_deploy.architecture import VisualLayout
+from vlp_deploy.formats.architecture import VisualLayout
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Attention, Clip
 from vlp_train.forward import prompted_clip

@@ -20,12 +20,12 @@ from tests.train.checkpoints import (
     inputs,
 )
 from tests.train.conftest import random_weights
-from vlp_deploy.architecture import Preprocessing, VisualLayout
-from vlp_deploy.bundle import BundleContents
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import ClassListError, ParityError, TrainingError
-from vlp_deploy.structures import ClassAware
+from vlp_deploy.formats.architecture import Preprocessing, VisualLayout
+from vlp_deploy.formats.bundle import BundleContents
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import ClassAware
 from vlp_export.exporter import build_bundle
 from vlp_train.clip import Clip
 from vlp_train.methods.base import Task, Training

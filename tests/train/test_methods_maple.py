@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from tests.train.checkpoints import build, check_export, enlarge, gradients
-from vlp_deploy.architecture import VisualLayout
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import VisualLayout
 from vlp_train.clip import Clip
 
 

@@ -18,10 +18,10 @@ from tests.train.checkpoints import (
     gradients,
     inputs,
 )
-from vlp_deploy.data import load_dataset
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.clip import Clip
 from vlp_train.fit import fit
 from vlp_train.images import ImageSet

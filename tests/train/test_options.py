@@ -10,7 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import TrainingError
 from vlp_train.augment import random_view
 from vlp_train.evaluate import evaluate

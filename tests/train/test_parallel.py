@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.errors import TrainingError
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train.parallel import ALONE, Processes
 from vlp_train.training import Request, train
 

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train import recipes
 from vlp_train.methods import METHODS
 from vlp_train.recipes import RECIPES

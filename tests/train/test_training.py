@@ -17,8 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.errors import (
     CheckpointError,
     ClassListError,
@@ -26,6 +25,7 @@ from vlp_deploy.errors import (
     TrainingError,
     VlpError,
 )
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train.backbones import load_backbone
 from vlp_train.evaluate import ENSEMBLE, evaluate, zero_shot_accuracies
 from vlp_train.fit import Step

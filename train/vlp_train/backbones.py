@@ -17,9 +17,21 @@ import torch
 from torch import Tensor
 
 from vlp_deploy import embedded
-from vlp_deploy.architecture import OPENAI_MEAN, OPENAI_STD, Backbone, ClipConfig, Preprocessing
 from vlp_deploy.errors import MissingExtraError, ModelError
-from vlp_deploy.weights import Floats, check_shapes, expected_shapes, fingerprint, load_weights
+from vlp_deploy.formats.architecture import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    Backbone,
+    ClipConfig,
+    Preprocessing,
+)
+from vlp_deploy.formats.weights import (
+    Floats,
+    check_shapes,
+    expected_shapes,
+    fingerprint,
+    load_weights,
+)
 from vlp_train.clip import Clip
 
 QUICK_GELU_SUFFIX = "-quickgelu"

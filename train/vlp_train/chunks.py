@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from vlp_deploy.architecture import TextTower
+from vlp_deploy.formats.architecture import TextTower
 from vlp_train.clip import shared_prefix
 
 KEPT_BYTES = 2 << 30  # of activations; beyond it rows are encoded in chunks

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_deploy.structures import ClassAware
+from vlp_deploy.formats.structures import ClassAware
 from vlp_train.clip import append_tokens
 from vlp_train.prompted import PromptedClip, Prompts
 

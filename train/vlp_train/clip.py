@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_deploy.architecture import ClipConfig, TextTower, VisionTower, VisualLayout
+from vlp_deploy.formats.architecture import ClipConfig, TextTower, VisionTower, VisualLayout
 
 KeysValues = tuple[Tensor, Tensor]
 

@@ -17,7 +17,7 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
 from vlp_deploy import embedded
-from vlp_deploy.data import Subset
+from vlp_deploy.data.dataset import Subset
 from vlp_deploy.errors import TrainingError
 from vlp_train.devices import Precision
 from vlp_train.fit import Report, Step

@@ -25,8 +25,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_deploy.structures import Coupled
-from vlp_deploy.tokenizer import START_OF_TEXT
+from vlp_deploy.classes.tokenizer import START_OF_TEXT
+from vlp_deploy.formats.structures import Coupled
 from vlp_train.clip import Block, append_tokens
 from vlp_train.prompted import PromptedClip, Prompts
 

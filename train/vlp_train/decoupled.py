@@ -28,7 +28,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_deploy.structures import Decoupled
+from vlp_deploy.formats.structures import Decoupled
 from vlp_train.chunks import encode_in_chunks, fitting_rows
 from vlp_train.clip import Block
 from vlp_train.prompted import PromptedClip, Prompts

@@ -9,8 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.dual import (
+from vlp_deploy.classes.dual import (
     NEW_LOGITS,
     backbone_prompts,
     base_rows,
@@ -18,7 +17,8 @@ from vlp_deploy.dual import (
     mixed_prompts,
     parallel_prompts,
 )
-from vlp_deploy.structures import Dual, Structure
+from vlp_deploy.formats.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.formats.structures import Dual, Structure
 from vlp_train.clip import Clip
 from vlp_train.prompted import PLAIN_IMAGE, PLAIN_TEXT, Classes, PromptedClip, Prompts
 

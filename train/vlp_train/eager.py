@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from vlp_deploy.bundle import Bundle
+from vlp_deploy.formats.bundle import Bundle
 from vlp_train.backbones import reload_backbone
 from vlp_train.forward import prompted_clip
 from vlp_train.prompted import PromptedClip

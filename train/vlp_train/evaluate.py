@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor
 
-from vlp_deploy.architecture import Preprocessing, Record
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import Dataset, Sample
+from vlp_deploy.data.dataset import Dataset, Sample
 from vlp_deploy.errors import ClassListError, DataError
+from vlp_deploy.formats.architecture import Preprocessing, Record
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train.backbones import reload_backbone
 from vlp_train.clip import Clip
 from vlp_train.forward import prompted_clip

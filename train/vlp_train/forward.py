@@ -5,9 +5,9 @@
 
 from collections.abc import Sequence
 
-from vlp_deploy.bundle import Manifest
-from vlp_deploy.checkpoint import Header
-from vlp_deploy.structures import (
+from vlp_deploy.formats.bundle import Manifest
+from vlp_deploy.formats.checkpoint import Header
+from vlp_deploy.formats.structures import (
     ClassAware,
     Conditioned,
     Coupled,

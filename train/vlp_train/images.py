@@ -17,11 +17,11 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.data import Sample
+from vlp_deploy.data.dataset import Sample
 from vlp_deploy.errors import DataError, ImageError
-from vlp_deploy.images import load_image
-from vlp_deploy.preprocess import preprocess
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.images.loading import load_image
+from vlp_deploy.images.preprocess import preprocess
 from vlp_train.augment import random_view
 
 Pixels = NDArray[np.uint8]

@@ -11,7 +11,7 @@ The harmonic mean of base and new is computed from them, and stands beside them 
 from collections.abc import Collection, Mapping
 from pathlib import Path
 
-from vlp_deploy.data import Subset
+from vlp_deploy.data.dataset import Subset
 from vlp_train.evaluate import Accuracy
 
 HARMONIC_MEAN = "harmonic_mean"

@@ -15,10 +15,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.prompts import TextRows, text_rows
-from vlp_deploy.structures import Plain, Structure
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.prompts import TextRows, text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.formats.structures import Plain, Structure
 from vlp_train.chunks import encode_in_chunks, fitting_rows
 from vlp_train.clip import Clip
 

@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.checkpoint import REFERENCE_IMAGES
-from vlp_deploy.data import Sample
+from vlp_deploy.data.dataset import Sample
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
 from vlp_train.class_aware import ClassAwareClip
 from vlp_train.images import ImageSet
 from vlp_train.prompted import PromptedClip, Prompts

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from vlp_deploy.data import Subset
+from vlp_deploy.data.dataset import Subset
 from vlp_deploy.errors import TrainingError
 from vlp_train.devices import Precision
 from vlp_train.schedule import Schedule

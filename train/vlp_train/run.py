@@ -20,10 +20,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save as to_safetensors
 
-from vlp_deploy.architecture import Record
-from vlp_deploy.checkpoint import RESUME_FILE, RUN_FILE
 from vlp_deploy.errors import TrainingError
 from vlp_deploy.files import write_atomic
+from vlp_deploy.formats.architecture import Record
+from vlp_deploy.formats.checkpoint import RESUME_FILE, RUN_FILE
 
 LOG_FILE = "log.jsonl"
 SCHEMA_VERSION = 1

@@ -14,11 +14,11 @@ import msgspec
 import torch
 
 from vlp_deploy import __version__
-from vlp_deploy.architecture import Backbone, Preprocessing
-from vlp_deploy.checkpoint import RUN_FILE, Header, PromptCheckpoint
-from vlp_deploy.data import Dataset, Sample, check_readable, few_shot, load_dataset, subset
+from vlp_deploy.data.dataset import Dataset, Sample, check_readable, few_shot, load_dataset, subset
 from vlp_deploy.errors import ClassListError, DataError, TrainingError
 from vlp_deploy.files import sha256_of
+from vlp_deploy.formats.architecture import Backbone, Preprocessing
+from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
 from vlp_train.backbones import load_backbone, load_preprocessing
 from vlp_train.devices import Precision, choose_device, default_precision
 from vlp_train.dual import VARIANTS

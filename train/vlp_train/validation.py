@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vlp_deploy.data import Dataset, Sample
+from vlp_deploy.data.dataset import Dataset, Sample
 
 MOST = 4  # validation images a class
 SHARE = 4  # one image in so many is held out

@@ -12,17 +12,17 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vlp_deploy import bench as measuring
-from vlp_deploy.bench import AGAINST, BenchReport, Contender
-from vlp_deploy.bundle import Bundle
+from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.coupled import fixed_batch
-from vlp_deploy.data import load_dataset
+from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.embedded import default_bundle
 from vlp_deploy.errors import DataError, EngineError
 from vlp_deploy.extras import load_function
 from vlp_deploy.files import write_atomic
-from vlp_deploy.measure import PERCENTILES, describe_machine
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.measuring import bench as measuring
+from vlp_deploy.measuring.bench import AGAINST, BenchReport, Contender
+from vlp_deploy.measuring.timing import PERCENTILES, describe_machine
 
 PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
 REPORT_FILE = "bench.json"

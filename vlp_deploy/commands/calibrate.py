@@ -15,21 +15,21 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vlp_deploy.architecture import Record
-from vlp_deploy.bench import all_logits, labels_in_bundle
-from vlp_deploy.bundle import Bundle, check_target, write_calibrated
-from vlp_deploy.calibration import (
+from vlp_deploy.classes.class_list import name_key
+from vlp_deploy.classifier import Classifier
+from vlp_deploy.data.dataset import Dataset, Sample, load_dataset
+from vlp_deploy.errors import DataError
+from vlp_deploy.formats.architecture import Record
+from vlp_deploy.formats.bundle import Bundle, check_target, write_calibrated
+from vlp_deploy.images.loading import IMAGE_SUFFIXES
+from vlp_deploy.measuring.bench import all_logits, labels_in_bundle
+from vlp_deploy.measuring.calibration import (
     Calibration,
     fit_class_thresholds,
     fit_reject_threshold,
     fit_temperature,
 )
-from vlp_deploy.class_list import name_key
-from vlp_deploy.classifier import Classifier
-from vlp_deploy.data import Dataset, Sample, load_dataset
-from vlp_deploy.errors import DataError
-from vlp_deploy.images import IMAGE_SUFFIXES
-from vlp_deploy.metrics import (
+from vlp_deploy.measuring.metrics import (
     AnyFloats,
     Doubles,
     Interval,

@@ -12,23 +12,24 @@ from typing import Annotated, BinaryIO
 
 import typer
 
-from vlp_deploy import __version__, ray_run
+from vlp_deploy import __version__
 from vlp_deploy.answers import Answer
-from vlp_deploy.class_list import ClassNames, name_key, read_class_list
+from vlp_deploy.bulk import ray_run
+from vlp_deploy.bulk.inputs import Inputs
+from vlp_deploy.bulk.items import Input
+from vlp_deploy.bulk.outputs.embeddings import EMBEDDING_SUFFIXES
+from vlp_deploy.bulk.outputs.gallery import Gallery
+from vlp_deploy.bulk.outputs.header import Decoding, RunHeader
+from vlp_deploy.bulk.outputs.run import Run
+from vlp_deploy.bulk.outputs.sorted_images import LABEL, SortedImages, searched_around
+from vlp_deploy.bulk.progress import progress_bar, status
+from vlp_deploy.bulk.reading import READ_THREADS
+from vlp_deploy.bulk.watching import arrivals
+from vlp_deploy.classes.class_list import ClassNames, name_key, read_class_list
 from vlp_deploy.classifier import BATCH_SIZE, Classifier
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import atomic_file
-from vlp_deploy.inputs import Inputs
-from vlp_deploy.items import Input
-from vlp_deploy.limits import MAX_BYTES, MAX_PIXELS, SECONDS, Limits
-from vlp_deploy.outputs.embeddings import EMBEDDING_SUFFIXES
-from vlp_deploy.outputs.gallery import Gallery
-from vlp_deploy.outputs.header import Decoding, RunHeader
-from vlp_deploy.outputs.run import Run
-from vlp_deploy.outputs.sorted_images import LABEL, SortedImages, searched_around
-from vlp_deploy.progress import progress_bar, status
-from vlp_deploy.reading import READ_THREADS
-from vlp_deploy.watching import arrivals
+from vlp_deploy.images.limits import MAX_BYTES, MAX_PIXELS, SECONDS, Limits
 
 MEGABYTE = 1_000_000
 RESULTS, SPEED, LIMITS = "Where results go", "Engine and speed", "Limits of one file"

@@ -12,16 +12,16 @@ import msgspec
 import typer
 
 from vlp_deploy.answers import Prediction
-from vlp_deploy.bench import BenchReport
-from vlp_deploy.bundle import Bundle
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.commands.bench import REPORT_FILE
-from vlp_deploy.data import Dataset, load_dataset
+from vlp_deploy.data.dataset import Dataset, load_dataset
 from vlp_deploy.embedded import emoji_path
 from vlp_deploy.errors import MissingExtraError, VlpError
 from vlp_deploy.extras import EXTRA_MODULES
 from vlp_deploy.files import write_atomic
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.measuring.bench import BenchReport
 from vlp_deploy.tolerance import logit_tolerance
 
 # CoOp's schedule for 2 shots. Rate, batch and the missing crops were chosen by accuracy on drawings

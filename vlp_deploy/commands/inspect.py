@@ -8,10 +8,10 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from vlp_deploy.bundle import MANIFEST, Bundle, NewClasses
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.embedded import default_bundle
-from vlp_deploy.structures import Plain, Structure
+from vlp_deploy.formats.bundle import MANIFEST, Bundle, NewClasses
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Plain, Structure
 
 CLASSES_SHOWN = 8
 

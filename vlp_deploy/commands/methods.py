@@ -3,7 +3,7 @@
 import shutil
 import textwrap
 
-from vlp_deploy.methods import METHODS
+from vlp_deploy.formats.methods import METHODS
 
 INDENT = 15
 

@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from vlp_deploy.bundle import Bundle
 from vlp_deploy.embedded import default_bundle
-from vlp_deploy.sealed import SealedFolder
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.formats.sealed import SealedFolder
 
 
 def verify(

@@ -1,7 +1,7 @@
 """What comes with the installation: the CLIP `vlp-tiny`, the emoji data set and a bundle of both.
 
 The weights are stored once, in float16. The trainer reads them as they are; the default bundle's
-graphs are completed with them in the cache, on first use (`vlp_deploy.splice`).
+graphs are completed with them in the cache, on first use (`vlp_deploy.formats.splice`).
 """
 
 import json
@@ -10,13 +10,13 @@ from pathlib import Path
 import msgspec
 from safetensors.numpy import load_file
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.bundle import MANIFEST
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.errors import BundleError, IntegrityError
 from vlp_deploy.files import sha256_of, staged_folder
-from vlp_deploy.sealed import CHECKSUMS, SealedFolder
-from vlp_deploy.splice import Graft, splice
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.bundle import MANIFEST
+from vlp_deploy.formats.sealed import CHECKSUMS, SealedFolder
+from vlp_deploy.formats.splice import Graft, splice
 
 MODEL_NAME = "vlp-tiny"
 PRETRAINED = "embedded"

@@ -11,9 +11,9 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Record
 from vlp_deploy.engines.base import Arrays, Engine, EngineOptions
 from vlp_deploy.errors import EngineError
+from vlp_deploy.formats.architecture import Record
 
 Floats = NDArray[np.float32]
 GRID = 4  # an image is summed up by its colours on a grid of 4 x 4

@@ -13,7 +13,13 @@ import zlib
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import OPENAI_MEAN, OPENAI_STD, ClipConfig, TextTower, VisionTower
+from vlp_deploy.formats.architecture import (
+    OPENAI_MEAN,
+    OPENAI_STD,
+    ClipConfig,
+    TextTower,
+    VisionTower,
+)
 
 Floats = NDArray[np.float32]
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from tests.train.conftest import random_weights
-from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.formats.architecture import ClipConfig
 
 
 @pytest.fixture(scope="session")

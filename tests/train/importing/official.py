@@ -18,8 +18,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer
+from vlp_deploy.classes.tokenizer import END_OF_TEXT, START_OF_TEXT, Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.importing.detect import frozen_tensors
 
 NAMES = ("red fox", "U.S. flag", "blue_whale", "737-800")

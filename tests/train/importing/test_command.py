@@ -10,9 +10,9 @@ import torch
 from tests.train.conftest import ModelFiles
 from tests.train.importing import official
 from tests.train.importing.official import Weights, checkpoint, nothing_may_run, run_folder, save
-from vlp_deploy.architecture import ClipConfig, Preprocessing
-from vlp_deploy.checkpoint import PromptCheckpoint
 from vlp_deploy.cli import run
+from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train.backbones import load_backbone
 from vlp_train.forward import prompted_clip
 from vlp_train.importing.pictures import drawn_pictures, samples_of

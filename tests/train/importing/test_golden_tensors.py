@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from tests.train.importing.golden_cases import cases, complete_case, model_files
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_train.importing.road import Conversion, ImportRequest, convert
 
 METHODS = {"cmpa": "dcp", "dpt_vpt": "vpt", "dpt_vlp": "ivlp"}  # in our words

@@ -12,9 +12,9 @@ from safetensors.numpy import save_file
 from tests.train.conftest import ModelFiles, random_weights
 from tests.train.importing import official
 from tests.train.importing.official import NAMES, State, Weights, run_folder, values
-from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.errors import CheckpointError, ClassListError
-from vlp_deploy.structures import ClassAware, Conditioned, Coupled, Dual, Plain
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.structures import ClassAware, Conditioned, Coupled, Dual, Plain
 from vlp_train.importing.road import Conversion, ImportRequest, convert
 
 SPELLED = ("red fox", "u . s . flag", "blue whale", "7 3 7 - 8 0 0")  # as BPE has them

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
-from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain import corpus
 from vlp_train.pretrain.evaluate import Pictures, by_caption, by_group, hits, read_pictures, table

@@ -9,8 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
 from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_images

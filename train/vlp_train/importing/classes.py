@@ -15,12 +15,12 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import TextLayout
-from vlp_deploy.class_list import read_class_list
+from vlp_deploy.classes.class_list import read_class_list
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import END_OF_TEXT, Tokenizer
 from vlp_deploy.errors import CheckpointError, ClassListError
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import END_OF_TEXT, Tokenizer
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import TextLayout
+from vlp_deploy.formats.weights import Floats
 from vlp_train.importing.reader import OfficialFile
 
 SUFFIXES = ("token_suffix", "prompt_learner.token_suffix")

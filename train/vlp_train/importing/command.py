@@ -7,8 +7,8 @@ from typing import Annotated
 
 import typer
 
-from vlp_deploy.checkpoint import Header
 from vlp_deploy.errors import CheckpointError
+from vlp_deploy.formats.checkpoint import Header
 from vlp_train.importing.questions import EPOCH, QUESTIONS
 from vlp_train.importing.road import Conversion, ImportRequest, imported
 

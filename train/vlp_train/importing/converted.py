@@ -4,9 +4,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from vlp_deploy.architecture import Position, VisualLayout
-from vlp_deploy.structures import Plain, Structure
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import Position, VisualLayout
+from vlp_deploy.formats.structures import Plain, Structure
+from vlp_deploy.formats.weights import Floats
 
 PLAIN_IMAGE = VisualLayout()
 

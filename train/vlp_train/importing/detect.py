@@ -9,9 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.weights import expected_shapes
+from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.weights import expected_shapes
 from vlp_train.importing.reader import OfficialFile, StoredTensor
 
 Kind = Literal[

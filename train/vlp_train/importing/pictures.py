@@ -10,10 +10,10 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.checkpoint import REFERENCE_IMAGES
-from vlp_deploy.data import Sample
+from vlp_deploy.data.dataset import Sample
 from vlp_deploy.errors import DataError
-from vlp_deploy.images import IMAGE_SUFFIXES
+from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
+from vlp_deploy.images.loading import IMAGE_SUFFIXES
 
 SEED = 2024
 GRID = 6  # coloured points a side, blended between

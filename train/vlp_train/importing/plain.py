@@ -5,9 +5,9 @@ Legend: K classes, J prompted layers, m prompt tokens, d_t and d_v the towers' w
 
 import numpy as np
 
-from vlp_deploy.architecture import ClipConfig, VisionTower, VisualLayout
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import ClipConfig, VisionTower, VisualLayout
+from vlp_deploy.formats.weights import Floats
 from vlp_train.importing.converted import Converted
 from vlp_train.importing.detect import Source, stored
 from vlp_train.importing.questions import Answers

@@ -12,9 +12,9 @@ from typing import Any, Literal
 
 import msgspec
 
-from vlp_deploy.architecture import Count, Position
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Weight
+from vlp_deploy.formats.architecture import Count, Position
+from vlp_deploy.formats.structures import Weight
 from vlp_train.importing.detect import ORIGIN, Kind
 
 EPOCH, STAGE1 = "epoch", "stage1"  # decide which files are read

@@ -15,11 +15,11 @@ import torch
 from torch import Tensor
 
 from vlp_deploy import __version__
-from vlp_deploy.architecture import Backbone, ClipConfig, TextLayout
-from vlp_deploy.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import Coupled, Dual, Structure
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import Backbone, ClipConfig, TextLayout
+from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled, Dual, Structure
+from vlp_deploy.formats.weights import Floats
 from vlp_train.backbones import load_backbone, load_preprocessing
 from vlp_train.clip import Clip
 from vlp_train.coupled import CoupledClip

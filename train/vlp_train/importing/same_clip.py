@@ -10,10 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from vlp_deploy.architecture import Backbone
+from vlp_deploy.classes.tokenizer import START_OF_TEXT
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.tokenizer import START_OF_TEXT
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import Backbone
+from vlp_deploy.formats.weights import Floats
 from vlp_train.importing.detect import Source, frozen_tensors
 from vlp_train.importing.reader import OfficialFile
 

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from vlp_deploy.architecture import ClipConfig, VisualLayout
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.structures import ClassAware, Conditioned, Coupled, Dual
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.architecture import ClipConfig, VisualLayout
+from vlp_deploy.formats.structures import ClassAware, Conditioned, Coupled, Dual
+from vlp_deploy.formats.weights import Floats
 from vlp_train.importing.converted import Converted
 from vlp_train.importing.detect import Source
 from vlp_train.importing.plain import context

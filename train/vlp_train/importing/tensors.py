@@ -9,7 +9,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from vlp_deploy.errors import CheckpointError
-from vlp_deploy.weights import Floats
+from vlp_deploy.formats.weights import Floats
 from vlp_train.importing.detect import stored
 from vlp_train.importing.reader import OfficialFile
 

@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_deploy.architecture import Preprocessing, TextLayout, VisualLayout
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.data import Sample
-from vlp_deploy.structures import Structure
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.data.dataset import Sample
+from vlp_deploy.formats.architecture import Preprocessing, TextLayout, VisualLayout
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Structure
 from vlp_train.clip import Clip
 from vlp_train.forward import FORWARDS
 from vlp_train.images import ImageSet

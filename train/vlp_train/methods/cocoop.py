@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_deploy.structures import Conditioned
+from vlp_deploy.formats.structures import Conditioned
 from vlp_train.conditioned import ConditionedClip
 from vlp_train.methods.base import Inputs, Task, Training
 from vlp_train.methods.coop import CoOp, CoOpConfig

@@ -10,9 +10,9 @@ from typing import ClassVar
 
 from torch import nn
 
-from vlp_deploy.architecture import Position, TextLayout
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.structures import Structure
+from vlp_deploy.formats.architecture import Position, TextLayout
+from vlp_deploy.formats.structures import Structure
 from vlp_train.methods.base import Method, Task, Training, random_prompts, word_prompts
 from vlp_train.prompted import PLAIN, Prompts
 

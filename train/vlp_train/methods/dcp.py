@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_deploy.architecture import TextLayout, VisualLayout
-from vlp_deploy.structures import Coupled
+from vlp_deploy.formats.architecture import TextLayout, VisualLayout
+from vlp_deploy.formats.structures import Coupled
 from vlp_train.coupled import TEXT_HALF, VISUAL_HALF, CoupledClip, Fusing
 from vlp_train.images import ImageSet
 from vlp_train.methods.base import Inputs, Method, Task, Training, random_prompts, word_prompts

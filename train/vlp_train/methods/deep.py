@@ -12,9 +12,9 @@ from typing import ClassVar
 import torch
 from torch import nn
 
-from vlp_deploy.architecture import TextLayout, TextTower, VisionTower, VisualLayout
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import TextLayout, TextTower, VisionTower, VisualLayout
 from vlp_train.methods.base import Method, Task, random_prompts, word_prompts
 from vlp_train.methods.coop import PLACEHOLDER, check_context
 from vlp_train.prompted import PLAIN_IMAGE, Prompts

@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from vlp_deploy.checkpoint import PromptCheckpoint
-from vlp_deploy.dual import BACKBONE, PARALLEL, name_tokens
+from vlp_deploy.classes.dual import BACKBONE, PARALLEL, name_tokens
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.structures import Dual, Plain
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Dual, Plain
 from vlp_train.images import ImageSet
 from vlp_train.methods.base import Inputs, Method, Task, Training
 from vlp_train.prompted import Prompts

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import nn
 
-from vlp_deploy.architecture import VisionTower
-from vlp_deploy.structures import Decoupled
+from vlp_deploy.formats.architecture import VisionTower
+from vlp_deploy.formats.structures import Decoupled
 from vlp_train.methods.base import Method, Task, Training, check_templates, random_prompts
 from vlp_train.methods.deep import (
     VISUAL_STREAM,

@@ -17,9 +17,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from vlp_deploy.architecture import TextLayout, VisualLayout
 from vlp_deploy.errors import TrainingError
-from vlp_deploy.structures import ClassAware
+from vlp_deploy.formats.architecture import TextLayout, VisualLayout
+from vlp_deploy.formats.structures import ClassAware
 from vlp_train.class_aware import CAVPT, ClassAwareClip
 from vlp_train.images import ImageSet
 from vlp_train.methods.base import (

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from vlp_deploy.architecture import TextLayout
+from vlp_deploy.formats.architecture import TextLayout
 from vlp_train.methods.base import Method, Task, Training
 from vlp_train.methods.coop import check_context
 from vlp_train.methods.deep import (

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_deploy.prompts import text_rows
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.prompts import text_rows
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_train.images import ImageSet
 from vlp_train.methods.base import Inputs, Task, Training, check_templates
 from vlp_train.methods.ivlp import Ivlp, IvlpConfig

@@ -7,8 +7,8 @@ CLIP's own and stay as they are.
 from dataclasses import dataclass
 from typing import ClassVar
 
-from vlp_deploy.architecture import VisualLayout
 from vlp_deploy.errors import TrainingError
+from vlp_deploy.formats.architecture import VisualLayout
 from vlp_train.methods.base import Method, Task, Training, check_templates, random_prompts
 from vlp_train.prompted import Prompts
 

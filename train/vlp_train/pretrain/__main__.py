@@ -17,8 +17,8 @@ from rich.console import Console
 from rich.logging import RichHandler
 from torch import Generator
 
-from vlp_deploy.architecture import ClipConfig
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
 from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set

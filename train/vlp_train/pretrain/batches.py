@@ -10,7 +10,7 @@ from itertools import accumulate
 import torch
 from torch import Generator, Tensor
 
-from vlp_deploy.architecture import OPENAI_MEAN, OPENAI_STD
+from vlp_deploy.formats.architecture import OPENAI_MEAN, OPENAI_STD
 from vlp_train.pretrain.augment import augment
 from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.sampling import caption_shares

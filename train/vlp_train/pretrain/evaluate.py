@@ -20,9 +20,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from vlp_deploy import embedded
-from vlp_deploy.architecture import Preprocessing
-from vlp_deploy.preprocess import preprocess
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.images.preprocess import preprocess
 from vlp_train.backbones import load_backbone
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import normalise

@@ -19,7 +19,7 @@ from statistics import mean
 
 from rich.console import Console
 
-from vlp_deploy.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train.pretrain.evaluate import EMOJI
 
 SHOTS = (1, 2, 4)

@@ -31,7 +31,7 @@ from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
-from vlp_deploy.architecture import ClipConfig
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.emoji import IconSet, render
 from vlp_train.pretrain.batches import normalise

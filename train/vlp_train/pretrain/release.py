@@ -23,8 +23,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Generator, Tensor
 
-from vlp_deploy.architecture import ClipConfig
 from vlp_deploy.files import write_atomic
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import Batches, normalise
 from vlp_train.pretrain.evaluate import image_features

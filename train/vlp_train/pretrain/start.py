@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_train.clip import Block, Clip, Transformer, VisionTransformer
 
 

@@ -13,8 +13,8 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.files import write_atomic
-from vlp_deploy.tokenizer import Tokenizer
 from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.teacher import Projection, embed, fit_projection
 from vlp_train.pretrain.vocabulary import texts_to_learn

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Generator, Tensor
 
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_train.clip import Clip
 from vlp_train.pretrain.optimise import Muon
 from vlp_train.pretrain.state import TrainingState

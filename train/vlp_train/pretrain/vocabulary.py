@@ -5,7 +5,7 @@ nobody trained on find their place. Templates vary the sentence around a name; t
 changes, so that every template means its name.
 """
 
-from vlp_deploy.tokenizer import Tokenizer
+from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_train.pretrain.wordnet import NounLexicon
 
 TEMPLATES = (

@@ -1,0 +1,1 @@
+"""Any number of images: where they come from, how they are read, where answers go."""

@@ -1,0 +1,1 @@
+"""Labelled images: folders, tables and split files become samples in splits."""

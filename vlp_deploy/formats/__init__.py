@@ -1,0 +1,1 @@
+"""What is written and read: checkpoints, bundles, and the records they share."""

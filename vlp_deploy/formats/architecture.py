@@ -1,0 +1,238 @@
+"""What a CLIP model and its prompts look like: the words that checkpoints and bundles share.
+
+Every class here is a frozen, strictly checked record that reads from and writes to JSON.
+"""
+
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal, TypeVar
+
+import msgspec
+
+from vlp_deploy.errors import ModelError
+
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+Position = Literal["end", "middle", "front"]
+Count = Annotated[int, msgspec.Meta(ge=1)]
+Positive = Annotated[float, msgspec.Meta(gt=0)]
+
+
+class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """A frozen record; unknown fields in JSON are an error, never ignored."""
+
+
+class VisionTower(Record, frozen=True, kw_only=True):
+    """A CLIP vision transformer: square images, square patches, a class token, no dropout."""
+
+    image_size: Count
+    patch_size: Count
+    width: Count
+    layers: Count
+    heads: Count
+    mlp_width: Count
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+        if self.patch_size > self.image_size:
+            raise ValueError(f"patches of {self.patch_size} do not fit in {self.image_size} pixels")
+
+    @property
+    def patches(self) -> int:
+        """Patch tokens an image, the class token not counted."""
+        return (self.image_size // self.patch_size) ** 2
+
+
+class TextTower(Record, frozen=True, kw_only=True):
+    """CLIP's causal text transformer; the feature is read at the end-of-text token."""
+
+    context_length: Count
+    vocab_size: Count
+    width: Count
+    layers: Count
+    heads: Count
+    mlp_width: Count
+
+    def __post_init__(self) -> None:
+        _check_heads(self.width, self.heads)
+
+
+def _check_heads(width: int, heads: int) -> None:
+    if width % heads:
+        raise ValueError(f"a width of {width} does not divide into {heads} heads")
+
+
+class ClipConfig(Record, frozen=True, kw_only=True):
+    """A CLIP with a ViT image tower and CLIP's own text tower (arXiv:2103.00020, section 2.4)."""
+
+    embed_dim: Count
+    quick_gelu: bool
+    vision: VisionTower
+    text: TextTower
+
+    @classmethod
+    def from_open_clip(cls, config: Mapping[str, Any]) -> "ClipConfig":
+        """Read open_clip's model configuration (`open_clip.get_model_config(name)` or a JSON file).
+
+        Raises ModelError for towers that are not the plain CLIP ones and for values that no tower
+        can have, naming the option.
+        """
+        model = _options(config, _Model, "the model configuration")
+        vision = _options(model.vision_cfg, _Vision, "vision_cfg")
+        text = _options(model.text_cfg, _Text, "text_cfg")
+        towers = {
+            "embed_dim": model.embed_dim,
+            "quick_gelu": model.quick_gelu,
+            "vision": {
+                "image_size": vision.image_size,
+                "patch_size": vision.patch_size,
+                "width": vision.width,
+                "layers": vision.layers,
+                "heads": vision.width // vision.head_width,
+                "mlp_width": int(vision.width * vision.mlp_ratio),
+            },
+            "text": {
+                "context_length": text.context_length,
+                "vocab_size": text.vocab_size,
+                "width": text.width,
+                "layers": text.layers,
+                "heads": text.heads,
+                "mlp_width": int(text.width * text.mlp_ratio),
+            },
+        }
+        try:
+            return msgspec.convert(towers, cls)
+        except msgspec.ValidationError as error:
+            raise ModelError(f"the model configuration describes no CLIP: {error}") from None
+
+
+class Preprocessing(Record, frozen=True, kw_only=True):
+    """From an upright RGB image to what the image tower reads.
+
+    Resize the shorter side to `image_size` with `interpolation`, crop the centre, then
+    `(pixel / 255 - mean) / std`. `exif_transpose` turns photos upright first.
+    """
+
+    image_size: Count
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[Positive, Positive, Positive] = OPENAI_STD
+    interpolation: Literal["bicubic"] = "bicubic"
+    resize_mode: Literal["shortest"] = "shortest"
+    exif_transpose: bool = True
+    background: tuple[int, int, int] = (255, 255, 255)  # under transparent pixels
+
+
+class TextLayout(Record, frozen=True, kw_only=True):
+    """Where learned text prompts stand in a template's tokens.
+
+    `tokens` learned vectors replace the first `tokens` tokens after start-of-text of the tokenized
+    template; words of the template beyond them stay as fixed text (MaPLe's "of a"). `position`
+    moves the class name: `end` V…V CLASS., `front` CLASS V…V., `middle` V… CLASS …V. (CoOp,
+    arXiv:2109.01134, section 3.2). `tokens` = 0: nothing is learned, templates are read as they
+    stand and averaged.
+
+    `front` and `middle` have to know where the class name ends. It is everything between the words
+    before it and the full stop; where its last token is one with the full stop ("foo (bar)" gives
+    ")."), that token belongs to the name. `official_span` counts the tokens of the bare name
+    instead, as the official CoOp does, and so cuts such names at another place.
+    """
+
+    tokens: int = 0
+    position: Position = "end"
+    official_span: bool = False
+
+
+class VisualLayout(Record, frozen=True, kw_only=True):
+    """How learned visual prompts enter the image tower.
+
+    `pre_ln`: prompts of layer 0 go through `ln_pre` (MaPLe's code); otherwise they join after it
+    (DPT's). `survive_last`: the last set is not dropped after its layer but travels on as tokens
+    to the end.
+    """
+
+    tokens: int = 0
+    pre_ln: bool = True
+    survive_last: bool = False
+
+
+class Backbone(Record, frozen=True, kw_only=True):
+    """Which CLIP the prompts belong to; `sha256` is `formats.weights.fingerprint` of it."""
+
+    name: str
+    pretrained: str
+    sha256: str
+    config: ClipConfig
+
+
+Options = TypeVar("Options", bound=msgspec.Struct)
+
+
+class _Model(msgspec.Struct, frozen=True):
+    """open_clip's model configuration."""
+
+    embed_dim: Count
+    vision_cfg: dict[str, Any]
+    text_cfg: dict[str, Any]
+    quick_gelu: bool = False
+    preprocess_cfg: Any = None  # read where weights are
+
+
+class _Vision(msgspec.Struct, frozen=True):
+    """open_clip's `vision_cfg`, with its defaults."""
+
+    image_size: Count = 224
+    patch_size: Count = 16
+    width: Count = 768
+    layers: Count = 12
+    head_width: Count = 64
+    mlp_ratio: Positive = 4.0
+
+
+class _Text(msgspec.Struct, frozen=True):
+    """open_clip's `text_cfg`, with its defaults."""
+
+    context_length: Count = 77
+    vocab_size: Count = 49408
+    width: Count = 512
+    layers: Count = 12
+    heads: Count = 8
+    mlp_ratio: Positive = 4.0
+
+
+# Options whose given value means "as in the plain CLIP": configurations may spell them out.
+NEUTRAL: dict[str, Any] = {
+    "ls_init_value": None,
+    "patch_dropout": 0.0,
+    "attentional_pool": False,
+    "no_ln_pre": False,
+    "pos_embed_type": "learnable",
+    "final_ln_after_pool": False,
+    "pool_type": ("tok", "argmax"),
+    "output_tokens": False,
+    "timm_model_name": None,
+    "hf_model_name": None,
+    "no_causal_mask": False,
+    "embed_cls": False,
+    "proj_type": "linear",
+    "proj_bias": False,
+    "custom_text": False,
+}
+
+
+def _options(given: Mapping[str, Any], kind: type[Options], where: str) -> Options:
+    """`given` over the defaults; refuse any option that would make another kind of tower."""
+    for name, value in given.items():
+        neutral = NEUTRAL.get(name, ())
+        accepted = neutral if isinstance(neutral, tuple) else (neutral,)
+        if name not in kind.__struct_fields__ and value not in accepted:
+            raise ModelError(
+                f"{where} has {name}={value!r}, which is not a plain CLIP ViT with CLIP's text "
+                "tower. Supported are open_clip's ViT-* models without timm, HF or CoCa parts, "
+                "for example ViT-B-16-quickgelu"
+            )
+    if isinstance(given.get("layers"), list | tuple):
+        raise ModelError(f"{where} describes a ResNet (layers={given['layers']}); a ViT is needed")
+    try:
+        return msgspec.convert(dict(given), kind)
+    except msgspec.ValidationError as error:
+        raise ModelError(f"{where}: {error}. Expected open_clip's JSON of a ViT") from None

@@ -1,0 +1,1 @@
+"""Latency, accuracy and calibration, with intervals."""
