@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 from numpy.typing import NDArray
 
+from vlp_deploy.engines.support import PRECISIONS
 from vlp_deploy.errors import EngineError
 
 DEVICES = ("cpu", "cuda")
@@ -16,16 +17,24 @@ Arrays = Mapping[str, NDArray[Any]]
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """How an engine may use the machine. `threads` None leaves the number to the engine."""
+    """How an engine may use the machine. `threads` None leaves the number to the engine.
+
+    `precision` is what the graph was written in; bf16 in OpenVINO is a hint on a float32 graph.
+    """
 
     threads: int | None = None
     device: str = "cpu"
+    precision: str = "fp32"
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
             raise EngineError(f"threads is {self.threads}; expected 1 or more")
         if self.device not in DEVICES:
             raise EngineError(f"device is {self.device!r}; expected cpu or cuda")
+        if self.precision not in PRECISIONS:
+            raise EngineError(
+                f"precision is {self.precision!r}; expected one of {', '.join(PRECISIONS)}"
+            )
 
 
 class Engine(ABC):
