@@ -13,7 +13,7 @@ from vlp_deploy import Classifier, Prediction, embedded
 from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
-from vlp_deploy.measuring.bench import BenchReport
+from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.tolerance import TOLERANCE_AT_100 as LOGIT_TOLERANCE
 
 pytest.importorskip("torch")

@@ -18,7 +18,6 @@ from vlp_deploy.errors import DataError, EngineError
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.formats.structures import Coupled
 from vlp_deploy.measuring.bench import (
-    BenchReport,
     accuracy,
     agreement,
     all_logits,
@@ -27,6 +26,7 @@ from vlp_deploy.measuring.bench import (
     measure_contenders,
     measure_latencies,
 )
+from vlp_deploy.measuring.records import BenchReport
 
 LOGITS = np.array([[9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6]], np.float32)
 

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from vlp_deploy.errors import DataError
-from vlp_deploy.measuring.bench import BenchReport, ContenderResult
+from vlp_deploy.measuring.records import BenchReport, ContenderResult
 from vlp_deploy.measuring.compare import compare, differences
 from vlp_deploy.measuring.timing import Doubles, Latency, Machine
 

@@ -21,12 +21,12 @@ from vlp_deploy.extras import load_function
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring import bench as measuring
-from vlp_deploy.measuring.bench import AGAINST, BenchReport, Contender
+from vlp_deploy.measuring.bench import AGAINST, Contender
+from vlp_deploy.measuring.records import OURS, BenchReport
 from vlp_deploy.measuring.timing import PERCENTILES, describe_machine
 
 PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
 REPORT_FILE = "bench.json"
-OURS = "vlp-deploy"
 
 
 def bench(

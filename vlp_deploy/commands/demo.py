@@ -21,7 +21,7 @@ from vlp_deploy.extras import EXTRA_MODULES
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
-from vlp_deploy.measuring.bench import BenchReport
+from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.tolerance import logit_tolerance
 
 # CoOp's schedule for 2 shots. Rate, batch and the missing crops were chosen by accuracy on drawings

@@ -21,15 +21,14 @@ from PIL import Image
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.data.dataset import Dataset, Sample
 from vlp_deploy.errors import DataError, EngineError, VlpError
-from vlp_deploy.formats.architecture import Preprocessing, Record
+from vlp_deploy.formats.architecture import Preprocessing
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.images.loading import load_image
 from vlp_deploy.images.preprocess import preprocess
+from vlp_deploy.measuring.records import Accuracy, Agreement, ColdStart, ContenderResult
 from vlp_deploy.measuring.timing import (
     Doubles,
     Latency,
-    Machine,
-    Ratio,
     paired_ratio,
     reference_work,
     take_turns,
@@ -42,7 +41,6 @@ Progress = Callable[[str, int], None]  # what is being done, and how many steps 
 # what else can run the same tuned classifier -> the function that loads it
 AGAINST = {"torch": "vlp_train.eager:load_eager"}
 ACCURACY_BATCH = 64
-SCHEMA_VERSION = 2
 REFERENCE_WORK = "reference work"
 
 
@@ -51,61 +49,6 @@ class Contender(Protocol):
 
     def logits(self, pixels: Pixels) -> Floats:
         """uint8 (B, 3, S, S) → (B, K)."""
-
-
-class Accuracy(Record, frozen=True, kw_only=True):
-    """Share of test images whose class is first, or among the first five."""
-
-    images: int
-    top1: float
-    top5: float
-
-
-class Agreement(Record, frozen=True, kw_only=True):
-    """How far another contender's logits are from the bundle's, over all test images."""
-
-    images: int
-    max_logit_difference: float
-    same_top1: int
-
-
-class ColdStart(Record, frozen=True, kw_only=True):
-    """From process start to the answer for one image, and the process's peak memory."""
-
-    first_s: float  # with an empty cache
-    later_s: tuple[float, ...]
-    peak_memory_mb: float
-
-
-class ContenderResult(Record, frozen=True, kw_only=True):
-    """What was measured of one contender. `ratio` is its time over the bundle's, per batch size.
-
-    `text_embeddings_cached`: the text tower ran before the measuring, not for every image.
-    """
-
-    name: str
-    text_embeddings_cached: bool = True
-    latencies: tuple[Latency, ...]
-    ratios: tuple[Ratio, ...] = ()
-    accuracy: Accuracy | None = None
-    agreement: Agreement | None = None
-
-
-class BenchReport(Record, frozen=True, kw_only=True):
-    """One run of `vlp bench`, as it is written to JSON."""
-
-    schema_version: int = SCHEMA_VERSION
-    bundle: str
-    method: str
-    engine: str
-    precision: str
-    classes: int
-    gflops_per_image: float
-    threads: int
-    data: str = ""
-    machine: Machine
-    cold_start: ColdStart | None = None
-    contenders: tuple[ContenderResult, ...]
 
 
 def measure_contenders(

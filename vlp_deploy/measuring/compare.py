@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from vlp_deploy.errors import DataError
-from vlp_deploy.measuring.bench import BenchReport, ContenderResult
+from vlp_deploy.measuring.records import BenchReport, ContenderResult
 from vlp_deploy.measuring.timing import Latency, resampled_medians
 
 LEVEL = (0.5, 99.5)

@@ -20,6 +20,7 @@ from vlp_deploy.processor import processor_name
 
 Doubles = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
+QUANTILES = 200
 BLOCKS = 20  # a run's calls are summed up in as many consecutive blocks
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
@@ -30,7 +31,8 @@ class Latency(Record, frozen=True, kw_only=True):
     """How long one call took, over `calls` calls of `batch` images each.
 
     `p50_low` and `p50_high` are the 95 % bootstrap interval of the median. `relative` has the
-    median of time over that of the reference work for each block of the run.
+    median of time over that of the reference work for each block of the run. `quantiles_ms` draw
+    the distribution: QUANTILES of them, evenly spaced from the fastest call to the slowest.
     """
 
     batch: int
@@ -43,6 +45,7 @@ class Latency(Record, frozen=True, kw_only=True):
     p50_high_ms: float
     images_per_s: float
     relative: tuple[float, ...]
+    quantiles_ms: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, times_ms: Doubles, reference_ms: Doubles, *, batch: int) -> "Latency":
@@ -60,6 +63,7 @@ class Latency(Record, frozen=True, kw_only=True):
             p50_high_ms=high,
             images_per_s=float(1000 * batch * len(times_ms) / times_ms.sum()),
             relative=tuple(map(float, block_medians(times_ms / reference_ms))),
+            quantiles_ms=tuple(map(float, np.quantile(times_ms, np.linspace(0, 1, QUANTILES)))),
         )
 
 
