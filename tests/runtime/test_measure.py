@@ -1,21 +1,41 @@
 """Timing statistics on times whose answer is known."""
 
+import threading
 import time
 
 import numpy as np
 
-from vlp_deploy.measuring.timing import Latency, describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import (
+    describe_machine,
+    latency,
+    paired_ratio,
+    reference_work,
+    take_turns,
+)
 
 
 def test_latency_percentiles_of_known_times() -> None:
     times = np.arange(1.0, 102.0)  # 1 … 101 ms
-    latency = Latency.of(times, times / 2, batch=4)
+    found = latency([times[:50], times[50:]], [times / 2] * 2, batch=4, first_ms=7.0)
 
-    assert (latency.p50_ms, latency.p90_ms, latency.p99_ms) == (51, 91, 100)
-    assert 1 <= latency.p50_low_ms < 51 < latency.p50_high_ms <= 101
-    assert latency.relative == (2.0,) * 20
-    assert latency.images_per_s == 1000 * 4 / 51
-    assert latency.calls == 101
+    assert (found.p50_ms, found.p90_ms, found.p99_ms) == (51, 91, 100)
+    assert 1 <= found.p50_low_ms < 51 < found.p50_high_ms <= 101
+    assert found.passes_ms == (25.5, 76)
+    assert found.reference_passes_ms == (25.5, 25.5)
+    assert (found.quantiles_ms[0], found.quantiles_ms[-1]) == (1, 101)
+    assert found.images_per_s == 1000 * 4 / 51
+    assert found.calls == 101
+
+
+def test_reference_work_runs_on_all_threads_and_ends_them() -> None:
+    before = threading.active_count()
+
+    with reference_work(3) as work:
+        work()
+        during = threading.active_count()
+
+    assert before < during <= before + 3  # a thread that is free is used again
+    assert threading.active_count() == before
 
 
 def test_paired_ratio_is_not_fooled_by_a_drifting_machine() -> None:

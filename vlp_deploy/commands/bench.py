@@ -2,15 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated
 
 import msgspec
-import numpy as np
 import typer
 from rich.console import Console
 from rich.progress import Progress
-from rich.table import Table
 
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
@@ -19,14 +18,18 @@ from vlp_deploy.embedded import default_bundle
 from vlp_deploy.errors import DataError, EngineError
 from vlp_deploy.extras import load_function
 from vlp_deploy.files import write_atomic
+from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring import bench as measuring
 from vlp_deploy.measuring.bench import AGAINST, Contender
+from vlp_deploy.measuring.compare import compare as compare_reports
+from vlp_deploy.measuring.compare import load_report
 from vlp_deploy.measuring.records import OURS, BenchReport
-from vlp_deploy.measuring.timing import PERCENTILES, describe_machine
+from vlp_deploy.measuring.tables import Shown, comparison_tables, report_tables
+from vlp_deploy.measuring.timing import PASSES, describe_machine
 
 PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
-REPORT_FILE = "bench.json"
+REPORT_FILE, COMPARISON_FILE = "bench.json", "comparison.json"
 
 
 def bench(
@@ -65,6 +68,10 @@ def bench(
     output: Annotated[
         Path | None, typer.Option(help=f"Folder for {REPORT_FILE}; replaced if it is there.")
     ] = None,
+    compare: Annotated[
+        tuple[Path, Path] | None,
+        typer.Option(help="Measure nothing: say what changed from one report to the other."),
+    ] = None,
 ) -> None:
     """Measure latency per batch size, throughput, cold start, and accuracy on labelled images.
 
@@ -72,7 +79,10 @@ def bench(
     bundle, and a ratio is printed with its 95 % interval. Close other programs first.
     """
     if output:
-        _require_writable(output)
+        _require_writable(output, COMPARISON_FILE if compare else REPORT_FILE)
+    if compare:
+        return _compare(compare, output)
+    machine = describe_machine(PACKAGES)  # its load before we add to it
     dataset = load_dataset(data, image_root=image_root, classnames=classnames) if data else None
     opened = Bundle(bundle or default_bundle())
     threads = threads or len(os.sched_getaffinity(0))
@@ -86,7 +96,7 @@ def bench(
 
     alone = fixed_batch(opened.manifest.structure)  # the one batch size that there is, if so
     batches = batch or ([alone] if alone else [1, 8])
-    steps = len(batches) + len(samples) * len(contenders)
+    steps = PASSES * len(batches) + len(samples) * len(contenders)
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("latency", total=steps)
         results = measuring.measure_contenders(
@@ -95,6 +105,7 @@ def bench(
             samples,
             batches=batches,
             seconds=seconds,
+            threads=threads,
             progress=lambda text, n: bar.update(task, advance=n, description=text),
         )
         bar.update(task, description="cold start")
@@ -110,18 +121,18 @@ def bench(
         gflops_per_image=manifest.graphs[manifest.class_graph].flops / 1e9,
         threads=threads,
         data=str(data or ""),
-        machine=describe_machine(PACKAGES),
+        machine=machine,
+        warnings=measuring.warnings_about(machine, results[0].latencies),
         cold_start=start,
         contenders=results,
     )
-    print_report(report)
+    show(report_tables(report))
     if output:
-        content = msgspec.json.format(msgspec.json.encode(report), indent=2) + b"\n"
-        write_atomic(output / REPORT_FILE, content)
+        _write(report, output / REPORT_FILE)
 
 
-def _require_writable(folder: Path) -> None:
-    """Raise DataError if REPORT_FILE could not be written; to be told before the measuring."""
+def _require_writable(folder: Path, file: str) -> None:
+    """Raise DataError if `file` could not be written; to be told before the measuring."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -130,8 +141,8 @@ def _require_writable(folder: Path) -> None:
         raise DataError(
             f"--output {folder} cannot be written: {error.strerror}. Choose another folder"
         ) from error
-    if (folder / REPORT_FILE).is_dir():
-        raise DataError(f"--output: {folder / REPORT_FILE} is a folder. Choose another --output")
+    if (folder / file).is_dir():
+        raise DataError(f"--output: {folder / file} is a folder. Choose another --output")
 
 
 def _rival(
@@ -144,40 +155,21 @@ def _rival(
     return contender
 
 
-def print_report(report: BenchReport) -> None:
-    """The report as a table on stdout."""
-    machine, console = report.machine, Console(highlight=False, markup=False, emoji=False)
-    loaded = machine.load_average > machine.cores
-    console.print(
-        f"{report.method}, {report.classes} classes, {report.engine} {report.precision}, "
-        f"{report.gflops_per_image:.3g} GFLOP an image, {report.threads} threads\n"
-        f"{machine.cpu}, load {machine.load_average}"
-        + (" (a loaded machine: trust the ratios only)" if loaded else "")
-    )
-    table = Table("contender", "batch", *(f"p{p} ms" for p in PERCENTILES), "images/s")
-    for contender in report.contenders:
-        for latency in contender.latencies:
-            times = (latency.p50_ms, latency.p90_ms, latency.p95_ms, latency.p99_ms)
-            cells = (f"{value:.2f}" for value in (*times, latency.images_per_s))
-            table.add_row(contender.name, str(latency.batch), *cells)
-    console.print(table)
-    for contender in report.contenders[1:]:
-        for latency, ratio in zip(contender.latencies, contender.ratios, strict=True):
-            console.print(
-                f"batch {latency.batch}: {contender.name} takes {ratio.median:.2f}x the time of "
-                f"{OURS} ({ratio.low:.2f} to {ratio.high:.2f}, {latency.calls} paired calls)"
-            )
-    for contender in report.contenders:
-        if contender.accuracy and contender.agreement:
-            console.print(
-                f"{contender.name}: top-1 {contender.accuracy.top1:.2%}, top-5 "
-                f"{contender.accuracy.top5:.2%} of {contender.accuracy.images} images, decoded in "
-                f"full; same first class as {OURS} for {contender.agreement.same_top1}, largest "
-                f"difference of a logit {contender.agreement.max_logit_difference:.1e}"
-            )
-    if report.cold_start:
-        later = np.median(report.cold_start.later_s)
-        console.print(
-            f"process start to first answer: {report.cold_start.first_s:.2f} s the first time, "
-            f"{later:.2f} s after that; peak memory {report.cold_start.peak_memory_mb:.0f} MB"
-        )
+def show(parts: Iterable[Shown]) -> None:
+    """Tables and lines on stdout."""
+    console = Console(highlight=False, markup=False, emoji=False)
+    for part in parts:
+        console.print(part)
+
+
+def _write(record: Record, path: Path) -> None:
+    write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+
+
+def _compare(pair: tuple[Path, Path], output: Path | None) -> None:
+    """Show what changed from the first report to the second."""
+    before, after = (load_report(path / REPORT_FILE if path.is_dir() else path) for path in pair)
+    comparison = compare_reports(before, after)
+    show(comparison_tables(comparison))
+    if output:
+        _write(comparison, output / COMPARISON_FILE)

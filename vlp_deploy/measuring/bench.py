@@ -11,6 +11,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -27,8 +28,12 @@ from vlp_deploy.images.loading import load_image
 from vlp_deploy.images.preprocess import preprocess
 from vlp_deploy.measuring.records import Accuracy, Agreement, ColdStart, ContenderResult
 from vlp_deploy.measuring.timing import (
+    PASSES,
     Doubles,
     Latency,
+    Machine,
+    latency,
+    milliseconds,
     paired_ratio,
     reference_work,
     take_turns,
@@ -41,6 +46,9 @@ Progress = Callable[[str, int], None]  # what is being done, and how many steps 
 # what else can run the same tuned classifier -> the function that loads it
 AGAINST = {"torch": "vlp_train.eager:load_eager"}
 ACCURACY_BATCH = 64
+LEAST_ROUNDS = 2  # of a pass
+MOST_LOAD = 0.5  # of the cores, by other programs
+MOST_WAVERING = 1.3  # between the slowest pass of the reference work and the fastest
 REFERENCE_WORK = "reference work"
 
 
@@ -51,6 +59,14 @@ class Contender(Protocol):
         """uint8 (B, 3, S, S) → (B, K)."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Times:
+    """Milliseconds of every call of one contender, by batch size: the first, and the passes."""
+
+    first: dict[int, float]
+    passes: dict[int, list[Doubles]]
+
+
 def measure_contenders(
     contenders: Mapping[str, Contender],
     bundle: Bundle,
@@ -58,6 +74,7 @@ def measure_contenders(
     *,
     batches: Sequence[int],
     seconds: float,
+    threads: int,
     progress: Progress,
 ) -> tuple[ContenderResult, ...]:
     """Latency of all contenders by turns, then their logits for `samples`. The first is the
@@ -65,8 +82,9 @@ def measure_contenders(
 
     `seconds` are spent on every batch size.
     """
+    pixels = bundle.golden().pixels
     times = measure_latencies(
-        contenders, bundle.golden().pixels, batches=batches, seconds=seconds, progress=progress
+        contenders, pixels, batches=batches, seconds=seconds, threads=threads, progress=progress
     )
     batch = fixed_batch(bundle.manifest.structure)
     logits = {
@@ -76,14 +94,20 @@ def measure_contenders(
         for name, contender in (contenders.items() if samples else ())
     }
     labels = np.array([sample.label for sample in samples], np.int64)
-    reference, work = next(iter(contenders)), times.pop(REFERENCE_WORK)
+    reference, work = next(iter(contenders)), times[REFERENCE_WORK]
     cached = bundle.class_bank().embeddings is not None
     return tuple(
         ContenderResult(
             name=name,
             text_embeddings_cached=cached,
-            latencies=tuple(Latency.of(ms, work[n], batch=n) for n, ms in times[name].items()),
-            ratios=tuple(paired_ratio(ms, times[reference][n]) for n, ms in times[name].items()),
+            latencies=tuple(
+                latency(ms, work.passes[n], batch=n, first_ms=times[name].first[n])
+                for n, ms in times[name].passes.items()
+            ),
+            ratios=tuple(
+                paired_ratio(np.concatenate(ms), np.concatenate(times[reference].passes[n]))
+                for n, ms in times[name].passes.items()
+            ),
             accuracy=accuracy(logits[name], labels) if samples else None,
             agreement=agreement(logits[reference], logits[name]) if samples else None,
         )
@@ -97,26 +121,54 @@ def measure_latencies(
     *,
     batches: Sequence[int],
     seconds: float,
+    threads: int,
     progress: Progress,
-) -> dict[str, dict[int, Doubles]]:
-    """Milliseconds of every call: contender → batch size → times, by turns.
+) -> dict[str, Times]:
+    """Times of all contenders by turns, and of REFERENCE_WORK, which uses as many `threads`.
 
-    `pixels` (n, 3, S, S) are repeated to fill a batch. REFERENCE_WORK is a contender, too.
+    `pixels` (n, 3, S, S) are repeated to fill a batch. The batch sizes take turns, too, PASSES
+    times each.
     """
-    times: dict[str, dict[int, Doubles]] = {name: {} for name in (*contenders, REFERENCE_WORK)}
-    work = reference_work()
-    for batch in batches:
-        images = np.resize(pixels, (batch, *pixels.shape[1:]))
-        calls = {name: _call(contender, images) for name, contender in contenders.items()}
-        calls[REFERENCE_WORK] = work
-        for name, measured in take_turns(calls, seconds=seconds).items():
-            times[name][batch] = measured
-        progress(f"latency at batch {batch}", 1)
+    with reference_work(threads) as work:
+        calls: dict[int, dict[str, Callable[[], object]]] = {}
+        for batch in batches:
+            images = np.resize(pixels, (batch, *pixels.shape[1:]))
+            calls[batch] = {name: _call(clf, images) for name, clf in contenders.items()}
+            calls[batch][REFERENCE_WORK] = work
+        times = {
+            name: Times(
+                first={batch: milliseconds(calls[batch][name]) for batch in batches},
+                passes={batch: [] for batch in batches},
+            )
+            for name in (*contenders, REFERENCE_WORK)
+        }
+        for batch in PASSES * tuple(batches):
+            measured = take_turns(calls[batch], seconds=seconds / PASSES, least=LEAST_ROUNDS)
+            for name, passed in measured.items():
+                times[name].passes[batch].append(passed)
+            progress(f"latency at batch {batch}", 1)
     return times
 
 
 def _call(contender: Contender, images: Pixels) -> Callable[[], object]:
     return lambda: contender.logits(images)
+
+
+def warnings_about(machine: Machine, measured: Sequence[Latency]) -> tuple[str, ...]:
+    """What keeps times from being quoted: `machine` as it was before, and how steady it was."""
+    found = []
+    if machine.load_average > MOST_LOAD * machine.cores:
+        found.append(
+            f"the load average was {machine.load_average} on {machine.cores} cores before anything "
+            "was measured: other programs take part of the machine. Trust ratios only"
+        )
+    work = [ms for each in measured for ms in each.reference_passes_ms]
+    if max(work) > MOST_WAVERING * min(work):
+        found.append(
+            f"the machine was not steady: the same piece of work took {min(work):.2f} to "
+            f"{max(work):.2f} ms. Trust ratios only"
+        )
+    return tuple(found)
 
 
 def all_logits(

@@ -1,25 +1,33 @@
 """From two reports of `vlp bench` to what changed between them beyond noise.
 
-Times are compared over those of the reference work, which was measured by turns with everything
-else in both runs: a machine that is slower today is slower at both. A change counts if its 99 %
-bootstrap interval, over blocks of each run, leaves out a twentieth either way.
+What is noise is found in three ways, and a change has to be larger than all of them:
+
+1. A run measures everything in passes that lie apart in time. How the passes of a run differ gives
+   the 99 % interval of its mean (Student's t, on logarithms).
+2. Other programs slow everything down, but not everything alike. The reference work, timed by turns
+   with everything else, tells by what factor s the machine was slower at fixed work; the engine may
+   have been slowed by anything from 1 to s². The interval covers that whole range.
+3. On the same machine the same engine may differ by 5 % from one process to the next, by where its
+   memory lies and which cores it gets. What is within that is not called a change.
 """
 
-from dataclasses import dataclass
+from pathlib import Path
 
+import msgspec
 import numpy as np
 
 from vlp_deploy.errors import DataError
-from vlp_deploy.measuring.records import BenchReport, ContenderResult
-from vlp_deploy.measuring.timing import Latency, resampled_medians
+from vlp_deploy.formats.architecture import Record
+from vlp_deploy.measuring.records import SCHEMA_VERSION, BenchReport, ContenderResult
+from vlp_deploy.measuring.timing import PASSES, Doubles, Latency
 
-LEVEL = (0.5, 99.5)
-SMALLEST = 0.05  # a change that runs on the same machine do not agree about
+STUDENT_T = 2.98  # 99 %, two-sided, 2 · PASSES - 2 = 14 degrees of freedom
+SLOWED = (0, 1, 2)  # by which powers of the reference work's factor an engine may be slowed
+SMALLEST = 0.05  # 3. above
 
 
-@dataclass(frozen=True, kw_only=True)
-class Change:
-    """One figure in both reports. `ratio` is after over before, with its interval."""
+class Change(Record, frozen=True, kw_only=True):
+    """One figure in both reports. `ratio` is after over before, with the interval it may lie in."""
 
     contender: str
     figure: str
@@ -32,11 +40,50 @@ class Change:
     @property
     def is_real(self) -> bool:
         """Whether noise is no explanation."""
-        return self.low > 1 + SMALLEST or self.high < 1 - SMALLEST
+        return self.low > 1 + SMALLEST or self.high < 1 / (1 + SMALLEST)
 
 
-def compare(before: BenchReport, after: BenchReport) -> tuple[Change, ...]:
-    """Every latency that both reports have. Raises DataError if they have none in common."""
+class Difference(Record, frozen=True, kw_only=True):
+    """A condition that is not the same in both reports."""
+
+    what: str
+    before: str
+    after: str
+
+
+class Comparison(Record, frozen=True, kw_only=True):
+    """All that two reports have in common, and where their conditions differ."""
+
+    changes: tuple[Change, ...]
+    differences: tuple[Difference, ...]
+    warnings: tuple[str, ...]
+
+
+def load_report(path: Path) -> BenchReport:
+    """Read a report. Raises DataError if it is none, or one of another schema version."""
+    try:
+        content = path.read_bytes()
+        version = msgspec.json.decode(content, type=dict)["schema_version"]
+    except OSError as error:
+        raise DataError(f"{path}: {error.strerror}. Expected a report of `vlp bench`") from error
+    except (msgspec.MsgspecError, KeyError) as error:
+        raise DataError(f"{path} is no report of `vlp bench`: {error}") from error
+    if version != SCHEMA_VERSION:
+        raise DataError(
+            f"{path} has schema version {version}; this version of vlp-deploy reads "
+            f"{SCHEMA_VERSION}. Measure again"
+        )
+    try:
+        return msgspec.json.decode(content, type=BenchReport)
+    except msgspec.MsgspecError as error:
+        raise DataError(f"{path} is damaged: {error}. Measure again") from error
+
+
+def compare(before: BenchReport, after: BenchReport) -> Comparison:
+    """Every latency that both reports have, what else differs, and what both warn of.
+
+    Raises DataError if they have no latency in common.
+    """
     others = {contender.name: contender for contender in after.contenders}
     changes = [
         change
@@ -49,21 +96,34 @@ def compare(before: BenchReport, after: BenchReport) -> tuple[Change, ...]:
             f"the reports have no contender and batch size in common: {_measured(before)} against "
             f"{_measured(after)}. Measure the same ones in both runs"
         )
-    return tuple(changes)
+    reports = {"before": before, "after": after}
+    return Comparison(
+        changes=tuple(changes),
+        differences=differences(before, after),
+        warnings=tuple(
+            f"{name}: {warning}" for name, report in reports.items() for warning in report.warnings
+        ),
+    )
 
 
-def differences(before: BenchReport, after: BenchReport) -> tuple[str, ...]:
+def differences(before: BenchReport, after: BenchReport) -> tuple[Difference, ...]:
     """What else is not the same, and may be why: bundle, engine, threads, machine, versions."""
-    pairs: dict[str, tuple[object, object]] = {
-        name: (getattr(before, name), getattr(after, name))
-        for name in ("bundle", "engine", "precision", "classes", "threads", "data")
+    old, new = _conditions(before), _conditions(after)
+    return tuple(
+        Difference(what=what, before=old.get(what, "none"), after=new.get(what, "none"))
+        for what in {**old, **new}
+        if old.get(what) != new.get(what)
+    )
+
+
+def _conditions(report: BenchReport) -> dict[str, str]:
+    names = ("bundle", "method", "engine", "precision", "classes", "threads", "data")
+    return {
+        **{name: str(getattr(report, name)) for name in names},
+        **{name: str(getattr(report.machine, name)) for name in ("cpu", "cores", "python")},
+        "load average": f"{report.machine.load_average:.0f}",
+        **report.machine.packages,
     }
-    for name in ("cpu", "cores", "python"):
-        pairs[name] = (getattr(before.machine, name), getattr(after.machine, name))
-    for package in sorted({*before.machine.packages, *after.machine.packages}):
-        versions = (report.machine.packages.get(package) for report in (before, after))
-        pairs[package] = (next(versions), next(versions))
-    return tuple(f"{name}: {old} → {new}" for name, (old, new) in pairs.items() if old != new)
 
 
 def _latencies(before: ContenderResult, after: ContenderResult) -> list[Change]:
@@ -76,19 +136,31 @@ def _latencies(before: ContenderResult, after: ContenderResult) -> list[Change]:
 
 
 def _change(contender: str, before: Latency, after: Latency) -> Change:
-    old, new = (np.array(latency.relative) for latency in (before, after))
-    # seeds of their own, so that a report compared with itself has an interval too
-    ratios = resampled_medians(new, seed=1) / resampled_medians(old, seed=2)
-    low, high = np.percentile(ratios, LEVEL)
+    intervals = [_interval(before, after, power) for power in SLOWED]
     return Change(
         contender=contender,
         figure=f"p50 at batch {before.batch}, ms",
         before=before.p50_ms,
         after=after.p50_ms,
-        ratio=float(np.median(new) / np.median(old)),
-        low=float(low),
-        high=float(high),
+        ratio=after.p50_ms / before.p50_ms,
+        low=min(low for low, _ in intervals),
+        high=max(high for _, high in intervals),
     )
+
+
+def _interval(before: Latency, after: Latency, power: int) -> tuple[float, float]:
+    """Of after / before, if the engine is slowed by the reference work's factor to this power."""
+    old, new = (_free_of_machine(latency, power) for latency in (before, after))
+    difference = new.mean() - old.mean()
+    error = STUDENT_T * np.sqrt((old.var(ddof=1) + new.var(ddof=1)) / PASSES)
+    low, high = np.exp([difference - error, difference + error])
+    return float(low), float(high)
+
+
+def _free_of_machine(latency: Latency, power: int) -> Doubles:
+    """Logarithms (PASSES,) of times over those of the reference work to a power."""
+    logs: Doubles = np.log(latency.passes_ms) - power * np.log(latency.reference_passes_ms)
+    return logs
 
 
 def _measured(report: BenchReport) -> str:

@@ -6,7 +6,7 @@ Times are wall-clock milliseconds unless the name says otherwise. B batch, K cla
 from typing import Literal
 
 from vlp_deploy.formats.architecture import Record
-from vlp_deploy.measuring.timing import Latency, Machine, Ratio
+from vlp_deploy.measuring.timing import Latency, Machine, Ratio, Spread
 
 SCHEMA_VERSION = 3
 OURS = "vlp-deploy"  # the contender that is the bundle itself
@@ -35,18 +35,6 @@ class ColdStart(Record, frozen=True, kw_only=True):
     first_s: float  # with an empty cache
     later_s: tuple[float, ...]
     peak_memory_mb: float
-
-
-class Spread(Record, frozen=True, kw_only=True):
-    """Percentiles of the times of `calls` calls, with the 95 % bootstrap interval of the median."""
-
-    calls: int
-    p50_ms: float
-    p90_ms: float
-    p95_ms: float
-    p99_ms: float
-    p50_low_ms: float
-    p50_high_ms: float
 
 
 class Loop(Record, frozen=True, kw_only=True):

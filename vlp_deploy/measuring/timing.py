@@ -1,16 +1,20 @@
 """Timing that can be quoted: contenders take turns in one run, and a ratio comes with its interval.
 
 All times are wall-clock milliseconds of `time.perf_counter`. A fixed piece of work takes its turns
-too: time over its time is what two runs on a machine that drifts can be compared by.
+too: how its time changes tells what the machine did to everything else.
 
-Legend: n calls, b blocks of consecutive calls.
+Legend: n calls, b blocks of consecutive calls. A pass is a row of calls; the PASSES of one thing
+lie apart in time, other things between them, so that a load which comes and goes is seen as that.
 """
 
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,21 +25,17 @@ from vlp_deploy.processor import processor_name
 Doubles = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
 QUANTILES = 200
-BLOCKS = 20  # a run's calls are summed up in as many consecutive blocks
+PASSES = 8
+BLOCKS = 20
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
-REFERENCE_SIZE = 1 << 20  # numbers to work on: about a millisecond
+REFERENCE_SIZE = 1 << 14  # numbers a thread works on: they stay in its nearest cache
+REFERENCE_REPEATS = 64  # about a millisecond on an idle core
 
 
-class Latency(Record, frozen=True, kw_only=True):
-    """How long one call took, over `calls` calls of `batch` images each.
+class Spread(Record, frozen=True, kw_only=True):
+    """Percentiles of the times of `calls` calls, with the 95 % bootstrap interval of the median."""
 
-    `p50_low` and `p50_high` are the 95 % bootstrap interval of the median. `relative` has the
-    median of time over that of the reference work for each block of the run. `quantiles_ms` draw
-    the distribution: QUANTILES of them, evenly spaced from the fastest call to the slowest.
-    """
-
-    batch: int
     calls: int
     p50_ms: float
     p90_ms: float
@@ -43,28 +43,22 @@ class Latency(Record, frozen=True, kw_only=True):
     p99_ms: float
     p50_low_ms: float
     p50_high_ms: float
-    images_per_s: float
-    relative: tuple[float, ...]
-    quantiles_ms: tuple[float, ...] = ()
 
-    @classmethod
-    def of(cls, times_ms: Doubles, reference_ms: Doubles, *, batch: int) -> "Latency":
-        """Percentiles and throughput of times (n,), measured by turns with the reference work."""
-        p50, p90, p95, p99 = (float(p) for p in np.percentile(times_ms, PERCENTILES))
-        low, high = median_interval(block_medians(times_ms))
-        return cls(
-            batch=batch,
-            calls=len(times_ms),
-            p50_ms=p50,
-            p90_ms=p90,
-            p95_ms=p95,
-            p99_ms=p99,
-            p50_low_ms=low,
-            p50_high_ms=high,
-            images_per_s=float(1000 * batch * len(times_ms) / times_ms.sum()),
-            relative=tuple(map(float, block_medians(times_ms / reference_ms))),
-            quantiles_ms=tuple(map(float, np.quantile(times_ms, np.linspace(0, 1, QUANTILES)))),
-        )
+
+class Latency(Spread, frozen=True, kw_only=True):
+    """How long one call took that was given `batch` images, while nothing else was called.
+
+    `first_ms` is the very first call, which allocates and may compile. `quantiles_ms` draw the
+    distribution: QUANTILES of them, evenly spaced from the fastest call to the slowest. `passes_ms`
+    and `reference_passes_ms` are the medians of each pass, of the calls and of the reference work.
+    """
+
+    batch: int
+    images_per_s: float
+    first_ms: float
+    quantiles_ms: tuple[float, ...]
+    passes_ms: tuple[float, ...]
+    reference_passes_ms: tuple[float, ...]
 
 
 class Ratio(Record, frozen=True, kw_only=True):
@@ -86,10 +80,14 @@ class Machine(Record, frozen=True, kw_only=True):
 
 
 def take_turns(
-    contenders: Mapping[str, Callable[[], object]], *, seconds: float, warm_up: int = 3
+    contenders: Mapping[str, Callable[[], object]],
+    *,
+    seconds: float,
+    warm_up: int = 3,
+    least: int = 10,
 ) -> dict[str, Doubles]:
-    """Call every contender once a round, in rotating order, for about `seconds` and at least 10
-    rounds.
+    """Call every contender once a round, in rotating order, for about `seconds` and at least
+    `least` rounds.
 
     Returns each contender's times in milliseconds, round by round, so that they can be paired.
     """
@@ -98,13 +96,45 @@ def take_turns(
         contenders[name]()
     times: dict[str, list[float]] = {name: [] for name in names}
     deadline, rounds = time.perf_counter() + seconds, 0
-    while rounds < 10 or time.perf_counter() < deadline:
+    while rounds < least or time.perf_counter() < deadline:
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
-            start = time.perf_counter()
-            contenders[name]()
-            times[name].append(1000 * (time.perf_counter() - start))
+            times[name].append(milliseconds(contenders[name]))
         rounds += 1
     return {name: np.array(values) for name, values in times.items()}
+
+
+def milliseconds(call: Callable[[], object]) -> float:
+    """How long one call takes."""
+    start = time.perf_counter()
+    call()
+    return 1000 * (time.perf_counter() - start)
+
+
+def spread(times_ms: Doubles) -> Spread:
+    """Percentiles of times (n,) in the order in which they were measured."""
+    return Spread(**_percentiles(times_ms))
+
+
+def latency(
+    passes_ms: Sequence[Doubles], reference_ms: Sequence[Doubles], *, batch: int, first_ms: float
+) -> Latency:
+    """From the times of each pass, (n,) and by turns with the reference work, to their summary."""
+    times_ms = np.concatenate(passes_ms)
+    return Latency(
+        **_percentiles(times_ms),
+        batch=batch,
+        images_per_s=float(1000 * batch * len(times_ms) / times_ms.sum()),
+        first_ms=first_ms,
+        quantiles_ms=tuple(np.quantile(times_ms, np.linspace(0, 1, QUANTILES)).tolist()),
+        passes_ms=tuple(float(np.median(times)) for times in passes_ms),
+        reference_passes_ms=tuple(float(np.median(times)) for times in reference_ms),
+    )
+
+
+def _percentiles(times_ms: Doubles) -> dict[str, Any]:
+    low, high = median_interval(times_ms)
+    named = {f"p{p}_ms": float(np.percentile(times_ms, p)) for p in PERCENTILES}
+    return {"calls": len(times_ms), **named, "p50_low_ms": low, "p50_high_ms": high}
 
 
 def paired_ratio(first_ms: Doubles, second_ms: Doubles) -> Ratio:
@@ -114,33 +144,35 @@ def paired_ratio(first_ms: Doubles, second_ms: Doubles) -> Ratio:
     return Ratio(median=float(np.median(ratios)), low=low, high=high)
 
 
-def reference_work() -> Callable[[], object]:
-    """A piece of arithmetic that is the same in every run: what a core can do just now.
+@contextmanager
+def reference_work(threads: int = 1) -> Iterator[Callable[[], object]]:
+    """A piece of arithmetic that is the same in every run, on every thread that the engine has.
 
-    It uses one thread: those of a matrix library go on spinning for milliseconds after a product,
-    in the time of whoever is next.
+    Like an engine it waits for its slowest thread, so that other programs slow it down alike. A
+    matrix product would not do: its threads go on spinning for milliseconds, in the time of whoever
+    is next.
     """
     values = np.random.default_rng(0).standard_normal(REFERENCE_SIZE, np.float32)
-    return lambda: np.tanh(values).sum()
+    results = [np.empty_like(values) for _ in range(threads)]
 
+    def work(result: NDArray[np.float32]) -> None:
+        for _ in range(REFERENCE_REPEATS):
+            np.tanh(values, out=result)
 
-def block_medians(values: Doubles) -> Doubles:
-    """Medians (b,) of consecutive blocks of (n,): neighbours in time are not independent."""
-    blocks = np.array_split(values, min(BLOCKS, len(values)))
-    return np.array([np.median(block) for block in blocks])
+    with ThreadPoolExecutor(threads) as pool:
+        yield lambda: list(pool.map(work, results))
 
 
 def median_interval(values: Doubles) -> tuple[float, float]:
-    """The ends of the 95 % bootstrap interval of the median of (n,)."""
-    low, high = np.percentile(resampled_medians(values), LEVEL)
+    """The ends of the 95 % bootstrap interval of the median of (n,), in the order of measuring.
+
+    Whole blocks are drawn, because neighbours in time are not independent.
+    """
+    blocks = np.array_split(values, min(BLOCKS, len(values)))
+    medians = np.array([np.median(block) for block in blocks])  # (b,)
+    draws = np.random.default_rng(0).integers(0, len(medians), (RESAMPLES, len(medians)))
+    low, high = np.percentile(np.median(medians[draws], axis=1), LEVEL)
     return float(low), float(high)
-
-
-def resampled_medians(values: Doubles, *, seed: int = 0) -> Doubles:
-    """Medians (RESAMPLES,) of bootstrap resamples of (n,)."""
-    draws = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    medians: Doubles = np.median(values[draws], axis=1)
-    return medians
 
 
 def describe_machine(packages: Sequence[str]) -> Machine:
