@@ -19,6 +19,7 @@ from vlp_deploy.bulk.pipeline import batched
 from vlp_deploy.bulk.reading import READ_THREADS, Picture, read_pictures
 from vlp_deploy.classes.class_list import refuse_duplicates
 from vlp_deploy.classes.towers import Towers
+from vlp_deploy.engine_choice import load_towers
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, IntegrityError
 from vlp_deploy.formats.bundle import Bundle, ClassBank
@@ -58,8 +59,9 @@ class Classifier:
         """Load a bundle; without a path `$VLP_BUNDLE`, and without that the embedded one.
 
         `threads` bounds what the engine uses, None leaves it to the engine. The first load on a
-        machine proves the engine by the bundle's golden images. The embedded bundle's copy in the
-        cache is made anew if it is damaged. Raises BundleError, EngineError or MissingExtraError.
+        machine proves the engine by the bundle's golden images; `engine="auto"` then also times
+        those that are installed and keeps to the fastest. The embedded bundle's copy in the cache
+        is made anew if it is damaged. Raises BundleError, EngineError or MissingExtraError.
         """
         options = EngineOptions(threads=threads, device=device)
         chosen = Path(path) if path is not None else _default_path()
@@ -67,10 +69,8 @@ class Classifier:
 
     @classmethod
     def _load(cls, bundle: Bundle, engine: str, options: EngineOptions) -> Self:
-        towers = Towers(bundle, engine, options)
         bank = bundle.class_bank()
-        towers.prove(bank)
-        return cls(towers, bundle.manifest.classes, bank)
+        return cls(load_towers(bundle, bank, engine, options), bundle.manifest.classes, bank)
 
     @property
     def bundle(self) -> Bundle:
@@ -81,6 +81,11 @@ class Classifier:
     def engine(self) -> str:
         """The engine's name."""
         return self._towers.image.name
+
+    @property
+    def engine_version(self) -> str:
+        """What runs the graph and where, for example `onnxruntime 1.32.0 CPU`."""
+        return self._towers.image.version
 
     @property
     def class_embeddings(self) -> Floats:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlp_deploy.engines import ENGINES, PLANNED, choose_engine, engine_class
+from vlp_deploy.engines import ENGINES, PLANNED, candidates, engine_class, load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.check import check_engine
 from vlp_deploy.engines.fake import FakeEngine
@@ -203,14 +203,23 @@ def test_unknown_engine_is_explained(name: str, complaint: str) -> None:
 
 def test_engine_that_cannot_read_the_graph_is_explained(tmp_path: Path) -> None:
     with pytest.raises(EngineError, match=r"'fake' reads \.fake files.*image\.onnx"):
-        choose_engine("fake", tmp_path / "image.onnx")
-    with pytest.raises(EngineError, match=r"no engine of this version reads image\.xml"):
-        choose_engine("auto", tmp_path / "image.xml")
+        load_engine("fake", tmp_path / "image.onnx", EngineOptions())
+    with pytest.raises(EngineError, match=r"no engine of this version runs fp32 graphs in \.xml"):
+        candidates(".xml", EngineOptions())
 
 
-def test_auto_chooses_by_the_graph(tmp_path: Path) -> None:
-    assert choose_engine("auto", tmp_path / "image.fake") is FakeEngine
-    assert choose_engine("auto", tmp_path / "image.onnx") is OnnxEngine
+def test_candidates_follow_from_file_precision_and_device() -> None:
+    pytest.importorskip("openvino", reason="the second engine for ONNX files")
+
+    assert candidates(".fake", EngineOptions()) == ["fake"]
+    assert candidates(".onnx", EngineOptions()) == ["onnx", "openvino"]
+    assert candidates(".onnx", EngineOptions(precision="bf16")) == ["openvino"]
+    assert candidates(".onnx", EngineOptions(device="cuda")) == ["onnx"]
+
+
+def test_installed_version_imports_nothing_and_may_be_unknown() -> None:
+    assert OnnxEngine.installed_version().startswith("onnxruntime")
+    assert FakeEngine.installed_version() == ""
 
 
 def test_missing_onnxruntime_names_the_extra(

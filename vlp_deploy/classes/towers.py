@@ -63,6 +63,12 @@ class Towers:
             return embedding, bank.host_logits(embedding)
         return run_in_pieces(engine.run, pixels, bank.inputs)
 
+    def close(self) -> None:
+        """Let go of the graphs."""
+        with self._lock:
+            for engine in self._loaded.values():
+                engine.close()
+
     def prove(self, bank: ClassBank) -> None:
         """Run the golden images with a bank's graph, once on a machine. Raises EngineError."""
         prove(

@@ -9,6 +9,10 @@ from rich.console import Console
 from rich.table import Table
 
 from vlp_deploy.embedded import default_bundle
+from vlp_deploy.engine_choice import Choice, known_choice
+from vlp_deploy.engines import engine_class
+from vlp_deploy.engines.base import EngineOptions
+from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.bundle import MANIFEST, Bundle, NewClasses
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_deploy.formats.structures import Plain, Structure
@@ -45,7 +49,8 @@ def _show_bundle(bundle: Bundle) -> None:
         {
             "method": manifest.method,
             "backbone": f"{manifest.backbone.name} ({manifest.backbone.pretrained})",
-            "engine": f"{manifest.engine}, {manifest.precision}",
+            "exported for": f"{manifest.engine}, {manifest.precision}",
+            "runs here in": _engines_here(bundle),
             "classes": _summary(manifest.classes),
             "new classes": _new_classes(manifest.new_classes),
             "templates": " | ".join(manifest.templates),
@@ -112,6 +117,21 @@ def _structure(structure: Structure) -> dict[str, str]:
     kind = fields.pop("type")
     shown = [f"{name}={value}" for name, value in fields.items() if value is not None]
     return {} if isinstance(structure, Plain) else {"structure": ", ".join([kind, *shown])}
+
+
+def _engines_here(bundle: Bundle) -> str:
+    """What `--engine auto` takes on this machine, as far as it is known without running it."""
+    try:
+        known = known_choice(bundle, EngineOptions())
+    except EngineError as error:
+        return str(error)
+    if isinstance(known, Choice):
+        return f"{known}, as measured on this machine"
+    if not engine_class(known[0]).is_installed():
+        return f"nothing: {' or '.join(known)} is not installed"
+    if len(known) == 1:
+        return f"{known[0]}, the only installed engine that takes it"
+    return f"{' or '.join(known)}: the first start will measure"
 
 
 def _new_classes(new: NewClasses) -> str:

@@ -5,9 +5,11 @@ from importlib import import_module
 from pathlib import Path
 
 from vlp_deploy.engines.base import Engine, EngineOptions
+from vlp_deploy.engines.support import support_table, why_unsupported
 from vlp_deploy.errors import EngineError
 
-# name -> where it lives; `auto` tries them in this order
+AUTO = "auto"
+# name -> where it lives; before anything is measured, `auto` tries them in this order
 ENGINES = {
     "onnx": "vlp_deploy.engines.onnx:OnnxEngine",
     "openvino": "vlp_deploy.engines.openvino:OpenVinoEngine",
@@ -23,7 +25,7 @@ def engine_class(name: str) -> type[Engine]:
             f"engine {name!r} is not in this version. What works today: auto, {', '.join(ENGINES)}"
         )
     if name not in ENGINES:
-        close = get_close_matches(name, [*ENGINES, *PLANNED, "auto"], n=1)
+        close = get_close_matches(name, [*ENGINES, *PLANNED, AUTO], n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise EngineError(
             f"there is no engine {name!r}. {hint}Available: auto, {', '.join(ENGINES)}"
@@ -33,22 +35,33 @@ def engine_class(name: str) -> type[Engine]:
     return found
 
 
-def choose_engine(name: str, graph: Path) -> type[Engine]:
-    """The engine called `name`; for `auto` the first that reads `graph`, installed ones first."""
-    if name != "auto":
-        chosen = engine_class(name)
-        if chosen.reads != graph.suffix:
-            raise EngineError(
-                f"engine {name!r} reads {chosen.reads} files, but this bundle holds {graph.name}. "
-                "Use --engine auto"
-            )
-        return chosen
-    candidates = [cls for cls in map(engine_class, ENGINES) if cls.reads == graph.suffix]
-    if not candidates:
-        raise EngineError(f"no engine of this version reads {graph.name}")
-    return next((cls for cls in candidates if cls.is_installed()), candidates[0])
+def candidates(suffix: str, options: EngineOptions) -> list[str]:
+    """Names of the installed engines that run graph files of this suffix with these options.
+
+    If none is installed, the first that could be: loading it says what to install. Raises
+    EngineError where no engine could ever.
+    """
+    able = [
+        name
+        for name, cls in ((name, engine_class(name)) for name in ENGINES)
+        if cls.reads == suffix
+        and options.device in cls.devices
+        and not why_unsupported(name, options.precision)
+    ]
+    if not able:
+        raise EngineError(
+            f"no engine of this version runs {options.precision} graphs in {suffix} files on "
+            f"{options.device}. What goes together:\n{support_table()}"
+        )
+    return [name for name in able if engine_class(name).is_installed()] or able[:1]
 
 
 def load_engine(name: str, graph: Path, options: EngineOptions) -> Engine:
-    """Load `graph` in the engine called `name` (or `auto`). Raises EngineError."""
-    return choose_engine(name, graph)(graph, options)
+    """Load `graph` in the engine called `name`. Raises EngineError or MissingExtraError."""
+    chosen = engine_class(name)
+    if chosen.reads != graph.suffix:
+        raise EngineError(
+            f"engine {name!r} reads {chosen.reads} files, but this bundle holds {graph.name}. "
+            "Use --engine auto"
+        )
+    return chosen(graph, options)

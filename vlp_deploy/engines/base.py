@@ -3,6 +3,7 @@
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -42,6 +43,19 @@ class Engine(ABC):
 
     name: ClassVar[str]
     reads: ClassVar[str]  # the suffix of the graph files it understands
+    devices: ClassVar[tuple[str, ...]] = DEVICES
+    distributions: ClassVar[tuple[str, ...]] = ()  # packages that bring it, any of them
+
+    @classmethod
+    def installed_version(cls) -> str:
+        """Names and versions of the packages behind the engine; imports none of them."""
+        found = []
+        for distribution in cls.distributions:
+            try:
+                found.append(f"{distribution} {version(distribution)}")
+            except PackageNotFoundError:
+                continue
+        return ", ".join(found)
 
     @classmethod
     @abstractmethod

@@ -21,6 +21,7 @@ class OnnxEngine(Engine):
 
     name = "onnx"
     reads = ".onnx"
+    distributions = ("onnxruntime", "onnxruntime-gpu")
 
     @classmethod
     def is_installed(cls) -> bool:

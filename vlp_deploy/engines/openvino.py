@@ -20,6 +20,8 @@ class OpenVinoEngine(Engine):
 
     name = "openvino"
     reads = ".onnx"
+    devices = ("cpu",)
+    distributions = ("openvino",)
 
     @classmethod
     def is_installed(cls) -> bool:

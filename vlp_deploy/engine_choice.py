@@ -1,0 +1,206 @@
+"""The engine that serves a bundle on this machine: of those that give its own answers, the fastest.
+
+What was measured is kept in the cache, so that only the first start pays. An engine that was asked
+for by name is used or is an error; only `auto` falls back, to engines that have passed the bundle's
+self-test.
+"""
+
+import hashlib
+import os
+import time
+import warnings
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from math import prod
+from pathlib import Path
+
+import msgspec
+import numpy as np
+
+from vlp_deploy.cache import cache_folder
+from vlp_deploy.classes.coupled import fixed_batch
+from vlp_deploy.classes.towers import Towers
+from vlp_deploy.engines import AUTO, ENGINES, candidates, engine_class
+from vlp_deploy.engines.base import EngineOptions
+from vlp_deploy.engines.support import refuse_unsupported
+from vlp_deploy.errors import EngineError, MissingExtraError
+from vlp_deploy.files import write_atomic
+from vlp_deploy.formats.architecture import Record
+from vlp_deploy.formats.bundle import Bundle, ClassBank
+from vlp_deploy.processor import processor_name
+
+BATCHES = (1, 8)
+SECONDS = 0.8  # to time all engines at one batch size
+ROUNDS = range(2, 10)  # so few where a call takes long, so many where it does not
+NOT_HERE = (EngineError, MissingExtraError)  # why an engine is not used, under `auto`
+
+
+class Conditions(Record, frozen=True, kw_only=True):
+    """All that the fastest engine may depend on."""
+
+    bundle: str
+    engines: dict[str, str]  # candidates -> versions
+    processor: str
+    cores: int
+    threads: int | None
+    device: str
+
+
+class Choice(Record, frozen=True, kw_only=True):
+    """What was found out about the candidates, as kept in the cache."""
+
+    conditions: Conditions
+    milliseconds: dict[str, dict[int, float]]  # engines that passed, the fastest first -> by batch
+    refused: dict[str, str]  # the others -> why
+
+    def __str__(self) -> str:
+        """`openvino (2.1 ms at batch 1, 14 ms at batch 8), onnx (…)`."""
+        return ", ".join(
+            f"{name} ({', '.join(f'{ms:.3g} ms at batch {n}' for n, ms in times.items())})"
+            for name, times in self.milliseconds.items()
+        )
+
+
+def load_towers(bundle: Bundle, bank: ClassBank, engine: str, options: EngineOptions) -> Towers:
+    """A bundle's graphs in the engine of this name, or in the fastest; it has passed the self-test.
+
+    Raises what loading the engine raises; for `auto` only if no engine can serve the bundle.
+    """
+    options = replace(options, precision=bundle.manifest.precision)
+    if engine != AUTO:
+        refuse_unsupported(engine, options.precision)
+        return _proven(bundle, bank, engine, options)
+    names = _candidates(bundle, options)
+    if len(names) == 1:
+        return _proven(bundle, bank, names[0], options)
+    conditions = _conditions(bundle, names, options)
+    choice = _recall(conditions)
+    if choice is None:
+        return _fastest(bundle, bank, conditions, options)
+    return _first_that_works(bundle, bank, choice, options)
+
+
+def known_choice(bundle: Bundle, options: EngineOptions) -> Choice | Sequence[str]:
+    """What `auto` would use: what was measured here before, else the candidates to be measured."""
+    options = replace(options, precision=bundle.manifest.precision)
+    names = candidates(_suffix(bundle), options)
+    return _recall(_conditions(bundle, names, options)) or names
+
+
+def _candidates(bundle: Bundle, options: EngineOptions) -> list[str]:
+    names = candidates(_suffix(bundle), options)
+    made_for = bundle.manifest.engine
+    # onnx is what every bundle can be run by, so nobody need be told that another engine does
+    if made_for not in (*names, "onnx") and made_for in ENGINES:
+        warnings.warn(
+            f"this bundle was exported for {made_for}, which is not installed here or does not run "
+            f"on {options.device}; {' or '.join(names)} runs it instead",
+            stacklevel=2,
+        )
+    return names
+
+
+def _suffix(bundle: Bundle) -> str:
+    manifest = bundle.manifest
+    return Path(manifest.graphs[manifest.class_graph].file).suffix
+
+
+def _conditions(bundle: Bundle, names: Sequence[str], options: EngineOptions) -> Conditions:
+    return Conditions(
+        bundle=bundle.digest,
+        engines={name: engine_class(name).installed_version() for name in names},
+        processor=processor_name(),
+        cores=len(os.sched_getaffinity(0)),
+        threads=options.threads,
+        device=options.device,
+    )
+
+
+def _proven(bundle: Bundle, bank: ClassBank, name: str, options: EngineOptions) -> Towers:
+    towers = Towers(bundle, name, options)
+    towers.prove(bank)
+    return towers
+
+
+def _first_that_works(
+    bundle: Bundle, bank: ClassBank, choice: Choice, options: EngineOptions
+) -> Towers:
+    """The fastest of those that passed once, if it still does. Raises what the last one raised."""
+    *others, last = choice.milliseconds
+    for name in others:
+        try:
+            return _proven(bundle, bank, name, options)
+        except NOT_HERE as error:
+            _warn(name, error)
+    return _proven(bundle, bank, last, options)
+
+
+def _fastest(
+    bundle: Bundle, bank: ClassBank, conditions: Conditions, options: EngineOptions
+) -> Towers:
+    """Load, prove and time all candidates. Raises what the last of them raised if none passes."""
+    passed: dict[str, Towers] = {}
+    refused: dict[str, Exception] = {}
+    for name in conditions.engines:
+        try:
+            passed[name] = _proven(bundle, bank, name, options)
+        except NOT_HERE as error:
+            refused[name] = error
+            _warn(name, error)
+    if not passed:
+        raise list(refused.values())[-1]
+    times = _times(bundle, bank, passed) if len(passed) > 1 else {name: {} for name in passed}
+    ranked = sorted(times, key=lambda name: prod(times[name].values()))
+    choice = Choice(
+        conditions=conditions,
+        milliseconds={name: times[name] for name in ranked},
+        refused={name: str(error) for name, error in refused.items()},
+    )
+    with suppress(OSError):  # a cache that cannot be written to costs time, not answers
+        write_atomic(_path(conditions), msgspec.json.format(msgspec.json.encode(choice)) + b"\n")
+    for name in ranked[1:]:
+        passed[name].close()
+    return passed[ranked[0]]
+
+
+def _times(
+    bundle: Bundle, bank: ClassBank, contenders: Mapping[str, Towers]
+) -> dict[str, dict[int, float]]:
+    """Milliseconds of each engine's fastest call by batch size, the engines taking turns."""
+    golden = bundle.golden().pixels
+    batch = fixed_batch(bundle.manifest.structure)
+    times: dict[str, dict[int, float]] = {name: {} for name in contenders}
+    for size in BATCHES if batch is None else (batch,):
+        pixels = np.resize(golden, (size, *golden.shape[1:]))
+        for towers in contenders.values():
+            towers.run_image(pixels, bank)  # the first call makes room
+        deadline = time.perf_counter() + SECONDS
+        for done in range(ROUNDS.stop):
+            if done >= ROUNDS.start and time.perf_counter() > deadline:
+                break
+            for name, towers in contenders.items():
+                start = time.perf_counter()
+                towers.run_image(pixels, bank)
+                elapsed = 1000 * (time.perf_counter() - start)
+                times[name][size] = min(elapsed, times[name].get(size, elapsed))
+    return times
+
+
+def _warn(name: str, error: Exception) -> None:
+    warnings.warn(f"engine {name} is left out: {error}", stacklevel=2)
+
+
+def _recall(conditions: Conditions) -> Choice | None:
+    """What was measured before; None if nothing was, or it cannot be read, or fits no more."""
+    try:
+        choice = msgspec.json.decode(_path(conditions).read_bytes(), type=Choice)
+    except (OSError, msgspec.DecodeError):
+        return None
+    usable = choice.milliseconds and choice.milliseconds.keys() <= conditions.engines.keys()
+    return choice if usable and choice.conditions == conditions else None
+
+
+def _path(conditions: Conditions) -> Path:
+    digest = hashlib.sha256(msgspec.json.encode(conditions)).hexdigest()
+    return cache_folder() / "engine-choices" / f"{digest}.json"
