@@ -72,13 +72,15 @@ def write_conditioned_graph(
     return graph.model()
 
 
-def write_suffix_graph(config: ClipConfig, weights: Weights, *, prefix: int) -> ir.Model:
+def write_suffix_graph(
+    config: ClipConfig, weights: Weights, *, prefix: int, dialect: Dialect = PORTABLE
+) -> ir.Model:
     """Write the graph `input_ids` → `class_suffix`: tokens behind the prefix, embedded.
 
     `input_ids` int64 (K, L), whole rows; `class_suffix` (K, L - p, d), token plus position. All
     that new classes need: the rest of the text tower is in the image's graph.
     """
-    graph = GraphBuilder(CLASS_SUFFIX, opset=PORTABLE.opset)
+    graph = GraphBuilder(CLASS_SUFFIX, opset=dialect.opset)
     ids = graph.input("input_ids", ir.DataType.INT64, ("K", "L"))
     start, length = graph.integers(prefix), graph.op("Shape", ids, start=1, end=2)
     behind = graph.op("Slice", ids, start, length, graph.integers(1))  # (K, S)

@@ -23,7 +23,7 @@ from vlp_export.coupled_folding import (
     coupling_weights,
     text_queries,
 )
-from vlp_export.dialects import PORTABLE, Projections
+from vlp_export.dialects import PORTABLE, Dialect, Projections
 from vlp_export.folding import Floats, Weights, layer_norm
 from vlp_export.graph import GraphBuilder, Value
 from vlp_export.image_graph import (
@@ -40,21 +40,23 @@ from vlp_export.transformer import Transformer
 Couple = Callable[[int, Value], Value]  # block and prompt states (B, n, d) → prompts (B, n, d)
 
 
-def write_coupled_graph(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
+def write_coupled_graph(
+    checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect = PORTABLE
+) -> ir.Model:
     """The live graph, `image`, `class_matrix`, `class_bias` → `embedding`, `logits`.
 
     Any number of images, each by itself; or, in the context `batch`, exactly the structure's
     `batch_size`, over which prompts are fused. Raises CheckpointError.
     """
     coupling = coupling_weights(checkpoint)
-    tower = _Tower.of(checkpoint, weights)
+    tower = _Tower.of(checkpoint, weights, dialect)
     blocks = Transformer(
         graph=tower.graph,
         weights=coupling,
         prefix=PREFIX,
         tower=checkpoint.header.backbone.config.vision,
         quick_gelu=True,  # whatever the towers have
-        dialect=PORTABLE,
+        dialect=dialect,
     )
     queries = text_queries(checkpoint, weights, coupling)
     couple = _Coupling(blocks=blocks, queries=queries, structure=tower.structure)
@@ -97,17 +99,19 @@ class _Tower:
     repeat: Repeater
 
     @classmethod
-    def of(cls, checkpoint: PromptCheckpoint, weights: Weights) -> "_Tower":
+    def of(
+        cls, checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect = PORTABLE
+    ) -> "_Tower":
         """A new graph with its image input."""
         config = checkpoint.header.backbone.config
-        graph = GraphBuilder("image", opset=PORTABLE.opset)
+        graph = GraphBuilder("image", opset=dialect.opset)
         batch = fixed_batch(checkpoint.header.structure) or "B"
         size = config.vision.image_size
         image = graph.input("image", ir.DataType.UINT8, (batch, 3, size, size))
         return cls(
             graph=graph,
             image=image,
-            transformer=image_transformer(graph, config, weights),
+            transformer=image_transformer(graph, config, weights, dialect),
             checkpoint=checkpoint,
             repeat=Repeater(graph, image),
         )

@@ -16,7 +16,7 @@ import onnx_ir as ir
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_deploy.formats.structures import Decoupled
-from vlp_export.dialects import PORTABLE, GatedRows
+from vlp_export.dialects import PORTABLE, Dialect, GatedRows
 from vlp_export.folding import Floats, Weights, constant_keys_values
 from vlp_export.graph import GraphBuilder, Value
 from vlp_export.image_graph import (
@@ -33,16 +33,18 @@ from vlp_export.transformer import Transformer
 DOWN, UP = "dpl.condition.down", "dpl.condition.up"
 
 
-def write_decoupled_graph(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
+def write_decoupled_graph(
+    checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect = PORTABLE
+) -> ir.Model:
     """The image graph, `image`, `class_matrix`, `class_bias` → `embedding`, `logits`.
 
     Raises CheckpointError if prompts or gates do not fit the tower.
     """
     header = checkpoint.header
     config, size = header.backbone.config, header.backbone.config.vision.image_size
-    graph = GraphBuilder("image", opset=PORTABLE.opset)
+    graph = GraphBuilder("image", opset=dialect.opset)
     image = graph.input("image", ir.DataType.UINT8, ("B", 3, size, size))
-    transformer = image_transformer(graph, config, weights)
+    transformer = image_transformer(graph, config, weights, dialect)
 
     def pick(t: Value) -> Value:
         return class_token(graph, t)

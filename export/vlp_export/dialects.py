@@ -1,12 +1,15 @@
 """The ways to write attention in ONNX. Everything else in a graph is the same in every dialect.
 
+`PORTABLE` says it in products and a softmax, which every engine reads. `FUSED` says it in one
+operator, so that an engine with a kernel for attention need not recognise it.
+
 Legend: B rows, h heads, d width, T queries, S keys, m constant rows.
 """
 
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
-from vlp_export.folding import KeysValues
+from vlp_export.folding import Floats, KeysValues
 from vlp_export.graph import GraphBuilder, Value
 from vlp_export.repeat import Repeater
 
@@ -103,6 +106,49 @@ def decomposed(
     return graph.op("Reshape", attended, graph.integers(0, 0, -1))
 
 
+def one_operator(
+    graph: GraphBuilder,
+    projections: Projections,
+    *,
+    heads: int,
+    one_query: bool = False,
+    mask: Value | None = None,
+    constants: ConstantRows | GatedRows | None = None,
+) -> Value:
+    """The operator Attention of opset 23, on rows (B, T, d) whose heads it splits itself.
+
+    Its scale is 1, since the query is scaled already. Gates are beyond it: they act on the scores
+    of single heads, and are written as in `decomposed`.
+    """
+    if isinstance(constants, GatedRows):
+        return decomposed(
+            graph,
+            projections,
+            heads=heads,
+            one_query=one_query,
+            mask=mask,
+            constants=constants,
+        )
+    query, keys, values = projections
+    if one_query:
+        query = graph.op("Unsqueeze", query, graph.integers(1))
+    if constants is not None:
+        more_keys, more_values = (  # (B, m, d)
+            constants.repeat(f"{constants.name}.{kind}", _merged_heads(part))
+            for kind, part in zip(("keys", "values"), constants.keys_values, strict=True)
+        )
+        keys = graph.op("Concat", keys, more_keys, axis=1)  # (B, S + m, d)
+        values = graph.op("Concat", values, more_values, axis=1)
+    inputs = (query, keys, values) if mask is None else (query, keys, values, mask)
+    attended = graph.op("Attention", *inputs, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
+    return graph.op("Squeeze", attended, graph.integers(1)) if one_query else attended
+
+
+def _merged_heads(rows: Floats) -> Floats:
+    """(1, h, m, d/h) → (1, m, d)."""
+    return rows.swapaxes(1, 2).reshape(1, rows.shape[2], -1)
+
+
 def _gated(
     graph: GraphBuilder, query: Value, scores: Value, values: Value, rows: GatedRows
 ) -> Value:
@@ -125,3 +171,7 @@ def _read(graph: GraphBuilder, scores: Value, values: Value) -> Value:
 
 
 PORTABLE = Dialect(opset=18, attend=decomposed)
+FUSED = Dialect(opset=23, attend=one_operator)
+
+# TensorRT has a layer for Attention; in products and a softmax it has to find the pattern.
+DIALECTS = {"onnx": PORTABLE, "openvino": PORTABLE, "tensorrt": FUSED, "tensorrt-rtx": FUSED}

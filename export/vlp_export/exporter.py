@@ -33,6 +33,7 @@ from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_export.backbone import load_backbone
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import Context, ContextChoice, settle_context
+from vlp_export.dialects import DIALECTS
 from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
 from vlp_export.further import further_banks
@@ -93,6 +94,7 @@ def export(
         weights,
         names=names,
         mixing_weight=mixing_weight,
+        engine=engine,
         history=_history(checkpoint, source, mixing_weight, settled.record),
         progress=report,
     )
@@ -107,17 +109,19 @@ def build_bundle(
     *,
     names: Synonyms | None = None,
     mixing_weight: float | None = None,
+    engine: str = "onnx",
     history: tuple[dict[str, Any], ...] = (),
     progress: Progress | None = None,
 ) -> BundleContents:
     """The proven bundle of a checkpoint in memory. Raises ParityError and what `export` raises.
 
-    Other classes than the trained ones, and another mixing weight, take their place after the
-    proof, by the same code.
+    Graphs are written in the dialect of `engine` and proven by onnxruntime. Other classes than the
+    trained ones, and another mixing weight, take their place after the proof, by the same code.
     """
+    dialect = DIALECTS[engine]
     report = progress or _silent
     remixed = checkpoint if mixing_weight is None else with_mixing_weight(checkpoint, mixing_weight)
-    model = Running.of(checkpoint, weights, report)
+    model = Running.of(checkpoint, weights, report, dialect=dialect)
     trained = [(name,) for name in checkpoint.header.class_names]
     bank = build_bank(model.source, trained)
     report("comparing with the un-folded model")
@@ -132,7 +136,8 @@ def build_bundle(
     )
     if names is not None or mixing_weight is not None:
         chosen = _checked(checkpoint, names) if names is not None else trained
-        model = model if mixing_weight is None else Running.of(remixed, weights, report)
+        if mixing_weight is not None:
+            model = Running.of(remixed, weights, report, dialect=dialect)
         bank = build_bank(model.source, chosen)
         golden = golden_answers(model, bank, golden.pixels)
     golden = replace(golden, further=model.further_embeddings(golden.pixels, bank))
@@ -143,6 +148,7 @@ def build_bundle(
             model,
             parity,
             bank,
+            engine=engine,
             classes=tuple(classes),
             history=history,
         ),
@@ -191,6 +197,7 @@ def _manifest(
     parity: ParityReport,
     bank: ClassBank,
     *,
+    engine: str,
     classes: tuple[str, ...],
     history: tuple[dict[str, Any], ...],
 ) -> Manifest:
@@ -199,7 +206,7 @@ def _manifest(
         method=header.method,
         backbone=header.backbone,
         preprocessing=header.preprocessing,
-        engine="onnx",
+        engine=engine,
         precision="fp32",
         graphs=model.graphs.infos(checkpoint, bank),
         classes=classes,

@@ -1,7 +1,8 @@
 """Floating-point operations and operators, counted from a written graph.
 
-Counted are the multiply-accumulates of MatMul, Gemm and Conv, two operations each. Everything else
-(LayerNormalization, Softmax, activations, data movement) is not: it is below 1 % in a CLIP tower.
+Counted are the multiply-accumulates of MatMul, Gemm, Conv and Attention, two operations each.
+Everything else (LayerNormalization, Softmax, activations, data movement) is not: it is below 1 % in
+a CLIP tower.
 """
 
 import math
@@ -25,7 +26,7 @@ def count_flops(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> int:
     for node in model.graph:
         formula = FORMULAS.get(node.op_type)
         if formula is not None:
-            operands = [_known(shapes, value) for value in node.inputs if value is not None]
+            operands = [_known(shapes, value) for value in node.inputs[:2] if value is not None]
             total += 2 * formula(operands, _known(shapes, node.outputs[0]))
         elif node.op_type not in WITHOUT_PRODUCTS:
             raise ValueError(f"no rule to count {node.op_type}: add one to vlp_export.flops")
@@ -47,8 +48,15 @@ def _matmul(operands: Sequence[Shape], output: Shape) -> int:
     return math.prod(output) * operands[0][-1]
 
 
-# operator -> multiply-accumulates from the shapes of its operands and its output
+def _attention(operands: Sequence[Shape], output: Shape) -> int:
+    """S products for every element of the output (B, T, d) make scores, as many make answers."""
+    keys = operands[1]  # (B, S, d)
+    return 2 * math.prod(output) * keys[-2]
+
+
+# operator -> multiply-accumulates from the shapes of its two factors and its output
 FORMULAS: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
+    "Attention": _attention,
     "Conv": _conv,
     "Gemm": _matmul,
     "MatMul": _matmul,

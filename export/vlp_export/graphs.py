@@ -35,6 +35,7 @@ from vlp_export.class_texts import text_prompts
 from vlp_export.conditioned_graph import write_conditioned_graph, write_suffix_graph
 from vlp_export.coupled_graph import write_coupled_graph
 from vlp_export.decoupled_graph import text_prompts_beside, write_decoupled_graph
+from vlp_export.dialects import PORTABLE, Dialect
 from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import node_count, to_bytes
@@ -75,9 +76,11 @@ class Graphs:
     files: Mapping[str, GraphFile]
 
     @classmethod
-    def of(cls, checkpoint: PromptCheckpoint, weights: Weights) -> "Graphs":
+    def of(
+        cls, checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect = PORTABLE
+    ) -> "Graphs":
         """Fold the checkpoint's prompts into the backbone and write every graph it needs."""
-        models = WRITERS[type(checkpoint.header.structure)](checkpoint, weights)
+        models = WRITERS[type(checkpoint.header.structure)](checkpoint, weights, dialect)
         return cls(files={role: GraphFile.of(role, model) for role, model in models.items()})
 
     def infos(self, checkpoint: PromptCheckpoint, bank: ClassBank) -> dict[str, GraphInfo]:
@@ -99,27 +102,32 @@ class Graphs:
         }
 
 
-def _plain(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+def _plain(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
     """Visual prompts folded into one image tower, text prompts left to be an input."""
-    return {"image": image_model(checkpoint, weights), "text": text_model(checkpoint, weights)}
+    return {
+        "image": image_model(checkpoint, weights, dialect=dialect),
+        "text": text_model(checkpoint, weights, dialect),
+    }
 
 
-def _dual(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+def _dual(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
     """Visual prompts make two image towers, one for base and one for new classes."""
-    structure, text = checkpoint.header.structure, {"text": text_model(checkpoint, weights)}
+    structure = checkpoint.header.structure
     assert isinstance(structure, Dual)
+    text = {"text": text_model(checkpoint, weights, dialect)}
     if not has_visual_prompts(checkpoint.tensors):
-        return {"image": image_model(checkpoint, weights), **text}
+        return {"image": image_model(checkpoint, weights, dialect=dialect), **text}
     prompts = {
         IMAGE_BASE: mixed_prompts(checkpoint.tensors, structure.mixing_weight),
         IMAGE_NEW: backbone_prompts(checkpoint.tensors),
     }
     return {
-        role: image_model(checkpoint, weights, tensors) for role, tensors in prompts.items()
+        role: image_model(checkpoint, weights, tensors, dialect=dialect)
+        for role, tensors in prompts.items()
     } | text
 
 
-def _conditioned(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+def _conditioned(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
     """Image and text tower in one graph; new classes need their tokens embedded, nothing else."""
     header = checkpoint.header
     config = header.backbone.config
@@ -129,12 +137,14 @@ def _conditioned(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
         preprocessing=header.preprocessing,
         prompts=text_prompts(checkpoint),
         meta_net=MetaNet.of(checkpoint.tensors, config),
+        dialect=dialect,
     )
     prefix = prefix_length(header.text_layout)
-    return {"image": image, CLASS_SUFFIX: write_suffix_graph(config, weights, prefix=prefix)}
+    suffix = write_suffix_graph(config, weights, prefix=prefix, dialect=dialect)
+    return {"image": image, CLASS_SUFFIX: suffix}
 
 
-def _class_aware(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+def _class_aware(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
     """DPT's image tower, with a selector if there are more classes than an image looks for."""
     header, structure = checkpoint.header, checkpoint.header.structure
     assert isinstance(structure, ClassAware)
@@ -145,28 +155,39 @@ def _class_aware(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
         preprocessing=header.preprocessing,
         tensors=checkpoint.tensors,
         selected=None if role == IMAGE_SMALL else structure.selected,
+        dialect=dialect,
     )
-    return {role: image, "text": text_model(checkpoint, weights)}
+    return {role: image, "text": text_model(checkpoint, weights, dialect)}
 
 
-def _coupled(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+def _coupled(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
     """DCP's image tower, with constants folded in or with the coupling that makes prompts."""
-    structure, text = checkpoint.header.structure, text_model(checkpoint, weights)
+    structure = checkpoint.header.structure
     assert isinstance(structure, Coupled)
-    frozen = structure.context == "frozen"
-    write = image_model if frozen else write_coupled_graph
-    return {"image": write(checkpoint, weights), "text": text}
+    if structure.context == "frozen":
+        return _plain(checkpoint, weights, dialect)
+    return {
+        "image": write_coupled_graph(checkpoint, weights, dialect),
+        "text": text_model(checkpoint, weights, dialect),
+    }
 
 
-def _decoupled(checkpoint: PromptCheckpoint, weights: Weights) -> Models:
+def _decoupled(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
     """DPL's towers: prompts are constants in both, and new classes need no input for them."""
     config = checkpoint.header.backbone.config
-    text = write_text_graph(config, weights, beside=text_prompts_beside(checkpoint))
-    return {"image": write_decoupled_graph(checkpoint, weights), "text": text}
+    beside = text_prompts_beside(checkpoint)
+    return {
+        "image": write_decoupled_graph(checkpoint, weights, dialect),
+        "text": write_text_graph(config, weights, beside=beside, dialect=dialect),
+    }
 
 
 def image_model(
-    checkpoint: PromptCheckpoint, weights: Weights, tensors: Mapping[str, Floats] | None = None
+    checkpoint: PromptCheckpoint,
+    weights: Weights,
+    tensors: Mapping[str, Floats] | None = None,
+    *,
+    dialect: Dialect = PORTABLE,
 ) -> ir.Model:
     """The image tower with the visual prompts, if there are any, of the checkpoint or `tensors`."""
     header = checkpoint.header
@@ -176,16 +197,21 @@ def image_model(
         preprocessing=header.preprocessing,
         prompts=(tensors or checkpoint.tensors).get("visual.prompts"),
         layout=header.visual_layout,
+        dialect=dialect,
     )
 
 
-def text_model(checkpoint: PromptCheckpoint, weights: Weights) -> ir.Model:
+def text_model(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> ir.Model:
     """The text tower, for as many prompted layers as the checkpoint has."""
-    layers = len(text_prompts(checkpoint))
-    return write_text_graph(checkpoint.header.backbone.config, weights, prompted_layers=layers)
+    return write_text_graph(
+        checkpoint.header.backbone.config,
+        weights,
+        prompted_layers=len(text_prompts(checkpoint)),
+        dialect=dialect,
+    )
 
 
-Writer = Callable[[PromptCheckpoint, Weights], Models]
+Writer = Callable[[PromptCheckpoint, Weights, Dialect], Models]
 
 WRITERS: dict[type[Structure], Writer] = {
     Plain: _plain,

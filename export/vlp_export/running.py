@@ -12,6 +12,7 @@ from vlp_deploy.classes.inputs import ClassSource
 from vlp_deploy.formats.bundle import ClassBank
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_export.class_texts import class_source
+from vlp_export.dialects import PORTABLE, Dialect
 from vlp_export.folding import Floats, Weights
 from vlp_export.graphs import Graphs
 from vlp_export.session import Sessions
@@ -28,10 +29,17 @@ class Running:
     source: ClassSource
 
     @classmethod
-    def of(cls, checkpoint: PromptCheckpoint, weights: Weights, report: Progress) -> "Running":
+    def of(
+        cls,
+        checkpoint: PromptCheckpoint,
+        weights: Weights,
+        report: Progress,
+        *,
+        dialect: Dialect = PORTABLE,
+    ) -> "Running":
         """Write and load the graphs of a checkpoint."""
         report("writing graphs")
-        graphs = Graphs.of(checkpoint, weights)
+        graphs = Graphs.of(checkpoint, weights, dialect)
         sessions = Sessions(graphs)
         source = class_source(
             checkpoint,

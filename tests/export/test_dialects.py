@@ -1,4 +1,4 @@
-"""The seam between dialects: another way to write attention needs an opset and one function."""
+"""Both ways to write attention compute the same; the fused one in fewer operators."""
 
 import numpy as np
 import pytest
@@ -17,45 +17,14 @@ from tests.export.tiny_clip import (
 )
 from vlp_deploy.classes.prompts import TextRows
 from vlp_deploy.formats.architecture import Preprocessing, VisualLayout
-from vlp_export.dialects import ConstantRows, Dialect, Projections
-from vlp_export.graph import GraphBuilder, Value, node_count
+from vlp_export.dialects import DIALECTS, FUSED
+from vlp_export.flops import count_flops
+from vlp_export.graph import node_count
 from vlp_export.image_graph import write_image_graph
 from vlp_export.text_graph import write_text_graph
 
 CONFIG = make_config()
 WEIGHTS = make_weights(CONFIG)
-
-
-def one_operator(
-    graph: GraphBuilder,
-    projections: Projections,
-    *,
-    heads: int,
-    one_query: bool = False,
-    mask: Value | None = None,
-    constants: ConstantRows | None = None,
-) -> Value:
-    """The operator Attention of opset 23, on (B, T, d) without splitting heads."""
-    query, keys, values = projections
-    if one_query:
-        query = graph.op("Unsqueeze", query, graph.integers(1))
-    if constants is not None:
-        flat = [
-            part.transpose(0, 2, 1, 3).reshape(1, part.shape[2], -1)  # (1, m, d)
-            for part in constants.keys_values
-        ]
-        more_keys, more_values = (
-            constants.repeat(f"{constants.name}.{name}", part)
-            for name, part in zip(("keys", "values"), flat, strict=True)
-        )
-        keys = graph.op("Concat", keys, more_keys, axis=1)
-        values = graph.op("Concat", values, more_values, axis=1)
-    inputs = (query, keys, values) if mask is None else (query, keys, values, mask)
-    merged = graph.op("Attention", *inputs, q_num_heads=heads, kv_num_heads=heads, scale=1.0)
-    return graph.op("Squeeze", merged, graph.integers(1)) if one_query else merged
-
-
-ONNX_23 = Dialect(opset=23, attend=one_operator)
 
 
 @pytest.mark.parametrize("survive_last", [False, True])
@@ -68,7 +37,7 @@ def test_image_graph_of_another_dialect_gives_the_same(survive_last: bool) -> No
         preprocessing=Preprocessing(image_size=32),
         prompts=prompts,
         layout=layout,
-        dialect=ONNX_23,
+        dialect=FUSED,
     )
     matrix, bias = np.zeros((24, 2), np.float32), np.zeros(2, np.float32)
 
@@ -87,9 +56,31 @@ def test_text_graph_of_another_dialect_gives_the_same() -> None:
         slots=np.array([[-1, 0, 1, -1, -1, -1, -1]] * 2),
     )
     prompts = make_prompts(2, 2, 16)
-    model = write_text_graph(CONFIG, WEIGHTS, prompted_layers=2, dialect=ONNX_23)
+    model = write_text_graph(CONFIG, WEIGHTS, prompted_layers=2, dialect=FUSED)
 
     embeddings = run_text_graph(model, rows, prompts)[1]
 
     expected = unit(text_features(make_clip(CONFIG, WEIGHTS), rows, prompts)).numpy()
     np.testing.assert_allclose(embeddings, expected, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+def test_both_dialects_count_the_same_arithmetic(layers: int) -> None:
+    prompts = make_prompts(1, 3, 32)
+    shapes = {"image": (2, 3, 32, 32), "class_matrix": (24, 5), "class_bias": (5,)}
+
+    counts = {
+        engine: count_flops(
+            write_image_graph(
+                CONFIG,
+                WEIGHTS,
+                preprocessing=Preprocessing(image_size=32),
+                prompts=prompts.repeat(layers, axis=0),
+                dialect=DIALECTS[engine],
+            ),
+            shapes,
+        )
+        for engine in ("onnx", "tensorrt")
+    }
+
+    assert counts["tensorrt"] == counts["onnx"]

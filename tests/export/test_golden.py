@@ -159,18 +159,25 @@ def check(contents: BundleContents, expected: dict[str, Floats]) -> None:
         np.testing.assert_allclose(contents.bank.embeddings, texts, rtol=0, atol=tolerance)
 
 
+@pytest.mark.parametrize("engine", ["onnx", "tensorrt"])  # one of each dialect
 @pytest.mark.parametrize("name", LOCAL_CASES)
-def test_export_gives_the_official_logits(name: str, tiny_weights: dict[str, Floats]) -> None:
+def test_export_gives_the_official_logits(
+    name: str, engine: str, tiny_weights: dict[str, Floats]
+) -> None:
     case, expected, learned = read_case(HERE / name)
     checkpoint = checkpoint_of(case, expected, learned, tiny_weights)
 
-    check(build_bundle(checkpoint, tiny_weights), expected)
+    check(build_bundle(checkpoint, tiny_weights, engine=engine), expected)
 
 
-@pytest.mark.parametrize("name", ["clip-zeroshot-b16", "clip-zeroshot-b32"])
-def test_full_size_export_gives_the_official_logits(name: str, golden: Path) -> None:
+@pytest.mark.parametrize(
+    ("name", "engine"), [("clip-zeroshot-b16", "tensorrt"), ("clip-zeroshot-b32", "onnx")]
+)
+def test_full_size_export_gives_the_official_logits(name: str, engine: str, golden: Path) -> None:
     case, expected, _ = read_case(golden / name)
     weights = seeded_weights(clip_config(case["arch"]), case["clip_seed"])
     assert fingerprint(weights) == case["clip_fingerprint"]
 
-    check(build_bundle(checkpoint_of(case, expected, {}, weights), weights), expected)
+    checkpoint = checkpoint_of(case, expected, {}, weights)
+
+    check(build_bundle(checkpoint, weights, engine=engine), expected)
