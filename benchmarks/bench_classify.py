@@ -50,6 +50,7 @@ from vlp_deploy.formats.fake_bundle import write_fake_bundle
 from vlp_deploy.images.limits import DEFAULT_LIMITS
 from vlp_deploy.images.preprocess import preprocess
 from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.question import Question
 
 RESULTS = Path(__file__).parent / "results" / "classify.jsonl"
 PHOTO, LARGE_PHOTO = (500, 375), (4000, 3000)
@@ -162,7 +163,7 @@ def bench_overlap(folder: Path, options: argparse.Namespace) -> list[Row]:
             classifier.logits(pixels[start : start + BATCH])
 
     def end_to_end() -> None:
-        answers = list(classifier.stream(paths, batch_size=BATCH))
+        answers = list(classifier.stream(paths, Question(batch_size=BATCH)))
         assert all(isinstance(answer, Prediction) for answer in answers)
 
     times = take_turns(

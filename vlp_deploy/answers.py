@@ -16,13 +16,18 @@ class Candidate(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Prediction:
-    """The answer for one image. `logit` is that of the label, before temperature."""
+    """The answer for one image: its label, or None if it was rejected, as of none of the classes.
+
+    `probability` and `logit`, before temperature, are those of the label; of the most probable
+    class where there is none.
+    """
 
     path: str | None  # as it was given; None for an image that came without one
-    label: str
+    label: str | None
     probability: float
     logit: float
     top: tuple[Candidate, ...]  # best first
+    labels: tuple[str, ...] | None = None  # where several may be: all of them, best first
     embedding: NDArray[np.float32] | None = field(default=None, compare=False, repr=False)  # (D,)
 
 

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Self, TypeVar
 
@@ -23,15 +24,14 @@ from vlp_deploy.engine_choice import load_towers
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, IntegrityError
 from vlp_deploy.formats.bundle import Bundle, ClassBank
-from vlp_deploy.images.limits import DEFAULT_LIMITS, Limits
 from vlp_deploy.images.loading import ImageSource
+from vlp_deploy.question import BATCH_SIZE, DEFAULT_QUESTION, Question
 
 Floats = NDArray[np.float32]
 Pixels = NDArray[np.uint8]
 Result = TypeVar("Result")
 
 BUNDLE_VARIABLE = "VLP_BUNDLE"
-BATCH_SIZE = 32
 
 
 class Classifier:
@@ -41,10 +41,13 @@ class Classifier:
     >>> [answer.label for answer in classifier.classify(["cat.jpg", "dog.jpg"])]
     """
 
-    def __init__(self, towers: Towers, classes: Sequence[str], bank: ClassBank) -> None:
-        """Use `Classifier.load`."""
+    def __init__(
+        self, towers: Towers, classes: Sequence[str], bank: ClassBank, *, own: bool = True
+    ) -> None:
+        """Use `Classifier.load`. `own`: the classes are those of the bundle."""
         self._towers = towers
         self._bank = bank
+        self._own = own
         self.classes = tuple(classes)
 
     @classmethod
@@ -119,7 +122,49 @@ class Classifier:
         bank = _restoring(
             self.bundle.path, lambda: self._towers.class_bank(names, templates, progress)
         )
-        return type(self)(self._towers, [synonyms[0] for synonyms in names], bank)
+        return type(self)(self._towers, [synonyms[0] for synonyms in names], bank, own=False)
+
+    @property
+    def reject_threshold(self) -> float:
+        """The least probability that is an answer, as `vlp calibrate` fitted it.
+
+        Raises BundleError if it did not, or for other classes than it was fitted to.
+        """
+        self._refuse_other_classes("reject threshold")
+        if (threshold := self.bundle.manifest.reject_threshold) is None:
+            raise BundleError(
+                f"bundle {self.bundle.path} has no reject threshold. Fit one with `vlp calibrate "
+                f"{self.bundle.path} DATA --unknown DATA2 --output NEW`, or name a probability"
+            )
+        return threshold
+
+    def reject_below(self, reject: bool | float) -> float | None:
+        """The least probability that is an answer: none, `reject_threshold`, or the one given."""
+        if isinstance(reject, bool):
+            return self.reject_threshold if reject else None
+        return reject
+
+    @cached_property
+    def class_thresholds(self) -> Floats:
+        """(K,), the least logit of each class that is a label, as `vlp calibrate` fitted it.
+
+        Raises BundleError if it did not, or for other classes than it was fitted to.
+        """
+        self._refuse_other_classes("class thresholds")
+        if not (thresholds := self.bundle.manifest.class_thresholds):
+            raise BundleError(
+                f"bundle {self.bundle.path} has no class thresholds. Fit them with `vlp calibrate "
+                f"{self.bundle.path} DATA --multi-label --output NEW`"
+            )
+        return np.array(thresholds, np.float32)
+
+    def _refuse_other_classes(self, what: str) -> None:
+        if not self._own:
+            raise BundleError(
+                f"the {what} of {self.bundle.path} cannot be used with other classes: fitted to "
+                "probabilities among its own, it says nothing of these. Name a probability "
+                "yourself to reject below"
+            )
 
     def logits(self, pixels: Pixels) -> Floats:
         """uint8 (B, 3, S, S) to (B, K): scaled cosines and class biases, before temperature."""
@@ -136,49 +181,50 @@ class Classifier:
         batch_size: int = BATCH_SIZE,
         *,
         exact_decode: bool = False,
+        reject: bool | float = False,
+        multi_label: bool = False,
     ) -> list[Answer]:
         """One answer for every input, in order; an unreadable image is a Failure, not an error.
 
-        Inputs are paths, encoded bytes, Pillow images and uint8 arrays (height, width, 3).
+        Inputs are paths, encoded bytes, Pillow images and uint8 arrays (height, width, 3). With
+        `reject` answers below `reject_threshold`, or below the probability given, have no label;
+        with `multi_label` they have all labels that reach their `class_thresholds`.
         """
-        answers = self.stream(items, top_k, batch_size, exact_decode=exact_decode)
-        return list(answers)
+        question = Question(
+            top_k=top_k,
+            batch_size=batch_size,
+            exact_decode=exact_decode,
+            reject_below=self.reject_below(reject),
+            multi_label=multi_label,
+        )
+        return list(self.stream(items, question))
 
     def stream(
         self,
         items: Iterable[Input],
-        top_k: int = 5,
-        batch_size: int = BATCH_SIZE,
+        question: Question = DEFAULT_QUESTION,
         *,
-        exact_decode: bool = False,
-        limits: Limits = DEFAULT_LIMITS,
         read_threads: int = READ_THREADS,
-        with_embeddings: bool = False,
     ) -> Iterator[Answer]:
         """`classify` for any number of inputs, in bounded memory: images are read ahead of use.
 
         An Item gives its image another name than its path. A Failure comes out in its place.
         """
-        if min(top_k, batch_size, read_threads) < 1:
-            raise ValueError(
-                f"top_k is {top_k}, batch_size {batch_size}, read_threads {read_threads};"
-                " expected 1 or more each"
-            )
+        if read_threads < 1:
+            raise ValueError(f"read_threads is {read_threads}; expected 1 or more")
         pictures = read_pictures(
             items,
             self.bundle.manifest.preprocessing,
-            exact_decode=exact_decode,
-            limits=limits,
+            exact_decode=question.exact_decode,
+            limits=question.limits,
             threads=read_threads,
-            ahead=2 * batch_size,
+            ahead=2 * question.batch_size,
         )
         with closing(pictures):
-            for batch in batched(pictures, batch_size):
-                yield from self._answers(batch, top_k, with_embeddings)
+            for batch in batched(pictures, question.batch_size):
+                yield from self._answers(batch, question)
 
-    def _answers(
-        self, batch: Sequence[Picture | Failure], top_k: int, with_embeddings: bool
-    ) -> Iterator[Answer]:
+    def _answers(self, batch: Sequence[Picture | Failure], question: Question) -> Iterator[Answer]:
         readable = [read.pixels for read in batch if isinstance(read, Picture)]
         rows = iter(
             zip(*self._towers.run_image(np.stack(readable), self._bank), strict=True)
@@ -190,20 +236,40 @@ class Classifier:
                 yield read
             else:
                 embedding, logits = next(rows)
-                answer = self._prediction(read.name, logits, top_k)
-                yield replace(answer, embedding=embedding) if with_embeddings else answer
+                answer = self._prediction(read.name, logits, question)
+                yield replace(answer, embedding=embedding) if question.with_embeddings else answer
 
-    def _prediction(self, path: str | None, logits: Floats, top_k: int) -> Prediction:
+    def _prediction(self, path: str | None, logits: Floats, question: Question) -> Prediction:
         probabilities = softmax(logits / self.bundle.manifest.temperature)
-        best = np.argsort(-logits, kind="stable")[:top_k]  # of equals the first class wins
-        top = tuple(Candidate(self.classes[k], float(probabilities[k])) for k in best)
+        order = np.argsort(-logits, kind="stable")  # of equals the first class wins
+        chosen = self._chosen(order, logits, probabilities, question)
+        labels = tuple(self.classes[k] for k in chosen)
+        shown = chosen[0] if labels else order[0]
         return Prediction(
             path=path,
-            label=top[0].label,
-            probability=top[0].probability,
-            logit=float(logits[best[0]]),
-            top=top,
+            label=labels[0] if labels else None,
+            probability=float(probabilities[shown]),
+            logit=float(logits[shown]),
+            top=tuple(
+                Candidate(self.classes[k], float(probabilities[k])) for k in order[: question.top_k]
+            ),
+            labels=labels if question.multi_label else None,
         )
+
+    def _chosen(
+        self,
+        order: NDArray[np.intp],
+        logits: Floats,
+        probabilities: NDArray[np.float64],
+        question: Question,
+    ) -> NDArray[np.intp]:
+        """Those of all classes (K,), ordered best first, that are labels."""
+        if question.multi_label:
+            return order[logits[order] >= self.class_thresholds[order]]
+        rejected = (
+            question.reject_below is not None and probabilities[order[0]] < question.reject_below
+        )
+        return order[:0] if rejected else order[:1]
 
 
 def softmax(logits: NDArray[np.floating]) -> NDArray[np.float64]:

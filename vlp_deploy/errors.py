@@ -12,6 +12,7 @@ VlpError
 │   └── IntegrityError    a bundle file whose bytes are not the ones that were exported
 ├── EngineError           an inference engine
 ├── ParityError           an export that does not compute what its checkpoint computed
+├── UsageError            options that do not go together (exit code 2)
 └── MissingExtraError     an optional dependency that is not installed (exit code 3)
 
 A message says what is wrong, what was found, what was expected and what to do next.
@@ -66,6 +67,12 @@ class EngineError(VlpError):
 
 class ParityError(VlpError):
     """An export that does not reproduce its checkpoint within tolerance."""
+
+
+class UsageError(VlpError):
+    """Options that do not go together, or need another one."""
+
+    exit_code = 2
 
 
 class MissingExtraError(VlpError):

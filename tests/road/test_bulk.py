@@ -20,6 +20,7 @@ import pytest
 from tests.road.torture import BROKEN, SIZES, encoded, photo, write_torture
 from vlp_deploy import Classifier, Prediction
 from vlp_deploy.formats.fake_bundle import write_fake_bundle
+from vlp_deploy.question import Question
 
 NOBODY = 65_534
 GOOD = 10_000
@@ -187,11 +188,13 @@ def test_settings_of_speed_change_no_answer(tmp_path: Path) -> None:
     (tmp_path / "077.jpg").write_bytes(b"no picture")
     paths = sorted(tmp_path.iterdir())
     classifier = Classifier.load()
-    expected = list(classifier.stream(paths, batch_size=7, read_threads=2))
+    expected = list(classifier.stream(paths, Question(batch_size=7), read_threads=2))
 
     for batch_size in (1, 7, 64):
         for threads in (1, 2, 8):
-            answers = classifier.stream(paths, batch_size=batch_size, read_threads=threads)
+            answers = classifier.stream(
+                paths, Question(batch_size=batch_size), read_threads=threads
+            )
             for answer, other in zip(answers, expected, strict=True):
                 if not isinstance(other, Prediction):
                     assert answer == other

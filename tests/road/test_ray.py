@@ -17,7 +17,7 @@ from vlp_deploy import Classifier, cli
 from vlp_deploy.bulk import ray_run
 from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.fake_bundle import write_fake_bundle
-from vlp_deploy.images.limits import DEFAULT_LIMITS
+from vlp_deploy.question import Question
 
 COUNT = 60
 
@@ -52,11 +52,7 @@ def task(inputs: Path) -> ray_run.Task:
         device="cpu",
         classes=None,
         templates=None,
-        top_k=3,
-        batch_size=4,
-        exact_decode=False,
-        limits=DEFAULT_LIMITS,
-        with_embeddings=False,
+        question=Question(top_k=3, batch_size=4),
     )
 
 

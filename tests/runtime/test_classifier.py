@@ -4,6 +4,7 @@ import io
 import os
 import threading
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from vlp_deploy.errors import (
 from vlp_deploy.formats.bundle import NewClasses
 from vlp_deploy.formats.fake_bundle import write_fake_bundle
 from vlp_deploy.images.preprocess import preprocess
+from vlp_deploy.question import Question
 from vlp_deploy.tolerance import logit_tolerance
 
 
@@ -115,6 +117,73 @@ def test_answers_do_not_depend_on_the_batch(fake_bundle: Path, batch_size: int) 
             assert answer.probability == pytest.approx(expected.probability, abs=1e-5)
 
 
+def test_answers_below_the_threshold_have_no_label(changed_bundle) -> None:
+    images = pictures(30)
+    plain = Classifier.load(changed_bundle(temperature=50.0)).classify(images)
+    threshold = float(np.median([answer.probability for answer in plain]))
+    classifier = Classifier.load(changed_bundle(temperature=50.0, reject_threshold=threshold))
+
+    assert classifier.classify(images) == plain  # nobody asked to reject
+    for reject in (True, threshold):
+        for answer, expected in zip(classifier.classify(images, reject=reject), plain, strict=True):
+            kept = expected.probability >= threshold
+            assert answer == replace(expected, label=expected.label if kept else None)
+    rejected = classifier.classify(images, reject=1.0)
+    assert {answer.label for answer in rejected} == {None}
+    assert [answer.top for answer in rejected] == [answer.top for answer in plain]
+
+
+def test_labels_are_all_classes_that_reach_their_thresholds(changed_bundle) -> None:
+    images = pictures(30)
+    classifier = Classifier.load(changed_bundle())
+    pixels = np.stack([preprocess(i, classifier.bundle.manifest.preprocessing) for i in images])
+    logits = classifier.logits(pixels)
+    # the best class of an image seldom reaches its own, so that the first label is not the top
+    thresholds = np.array([*np.percentile(logits[:, :3], 50, axis=0), logits.max() + 1])
+    classifier = Classifier.load(changed_bundle(class_thresholds=tuple(map(float, thresholds))))
+
+    answers = classifier.classify(images, multi_label=True)
+
+    counts = set()
+    for answer, row in zip(answers, logits, strict=True):
+        chosen = [k for k in np.argsort(-row) if row[k] >= np.float32(thresholds[k])]
+        assert answer.labels == tuple(classifier.classes[k] for k in chosen)
+        assert answer.label == (answer.labels[0] if chosen else None)
+        shown = chosen[0] if chosen else row.argmax()
+        assert answer.logit == pytest.approx(row[shown], rel=1e-6)
+        counts.add(len(chosen))
+    assert counts == {0, 1, 2, 3}
+
+
+def test_thresholds_that_were_not_fitted_to_these_classes_are_refused(changed_bundle) -> None:
+    plain = Classifier.load(changed_bundle())
+    fitted = Classifier.load(changed_bundle(reject_threshold=0.5, class_thresholds=(0.0,) * 4))
+    others = fitted.with_classes(["cat", "dog"])
+
+    for options, flag in (
+        ({"reject": True}, "--unknown"),
+        ({"multi_label": True}, "--multi-label"),
+    ):
+        with pytest.raises(BundleError, match=f"vlp calibrate .* {flag}"):
+            plain.classify(pictures(1), **options)
+        with pytest.raises(BundleError, match="cannot be used with other classes"):
+            others.classify(pictures(1), **options)
+    assert [answer.label for answer in others.classify(pictures(2), reject=1.0)] == [None, None]
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"reject_below": 1.5}, "expected a probability"),
+        ({"reject_below": float("nan")}, "expected a probability"),
+        ({"reject_below": 0.5, "multi_label": True}, "expected it without reject_below"),
+    ],
+)
+def test_questions_that_make_no_sense_are_refused(options, complaint: str) -> None:
+    with pytest.raises(ValueError, match=complaint):
+        Question(**options)
+
+
 @pytest.mark.parametrize("options", [{"top_k": 0}, {"batch_size": 0}])
 def test_numbers_below_one_are_refused(fake_bundle: Path, options) -> None:
     with pytest.raises(ValueError, match="expected 1 or more"):
@@ -143,7 +212,7 @@ def test_stream_reads_only_a_little_ahead(fake_bundle: Path) -> None:
             taken += 1
             yield np.zeros((8, 8, 3), np.uint8)
 
-    stream = Classifier.load(fake_bundle).stream(endless(), batch_size=4)
+    stream = Classifier.load(fake_bundle).stream(endless(), Question(batch_size=4))
     for _ in range(9):
         next(stream)
     stream.close()

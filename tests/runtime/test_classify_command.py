@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from vlp_deploy import cli
+from vlp_deploy.formats.structures import Coupled
 
 HEAVY = {"torch", "open_clip", "onnx", "vlp_train", "vlp_export"}
 
@@ -121,6 +122,33 @@ def test_new_classes_from_a_file(classify, images: Path, fake_bundle: Path, tmp_
         {c["label"] for c in record["top"]} == {"red panda", "tree kangaroo"}
         for record in records(other.stdout)
     )
+
+
+def test_fitted_thresholds_do_not_serve_new_classes(
+    classify, images: Path, changed_bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "new.txt").write_text("cat\ndog\n")
+    bundle = changed_bundle(reject_threshold=0.5, class_thresholds=(0.0,) * 4)
+    common = (images, "--bundle", bundle, "--classes", tmp_path / "new.txt")
+
+    for option in ("--reject", "--multi-label"):
+        done = classify(*common, option, "--output", tmp_path / "out.jsonl")
+        assert done.returncode == 1
+        assert b"cannot be used with other classes" in done.stderr
+        assert not (tmp_path / "out.jsonl").exists()
+    done = classify(*common, "--reject-below", "1", "--format", "jsonl")
+    assert [record["label"] for record in records(done.stdout)] == [None] * 3
+    assert done.returncode == 0
+
+
+def test_answers_that_depend_on_the_batch_come_with_a_warning(
+    classify, images: Path, changed_bundle
+) -> None:
+    coupled = Coupled(depth=1, context="batch", batch_size=3)
+
+    done = classify(images, "--bundle", changed_bundle(structure=coupled))
+
+    assert b"depends on the 2 other images of its batch" in done.stderr
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out.txt"])
@@ -252,6 +280,11 @@ def test_name_that_is_not_utf8_is_classified(classify, images: Path, fake_bundle
         (["--top-k", "0"], 2, "--top-k"),
         (["--batch-size", "many"], 2, "--batch-size"),
         (["--template", "a {}."], 2, "--classes"),
+        (["--reject"], 1, "vlp calibrate"),
+        (["--multi-label"], 1, "vlp calibrate"),
+        (["--reject", "--reject-below", "0.5"], 2, "give one"),
+        (["--reject-below", "0.5", "--multi-label"], 2, "Leave out --reject"),
+        (["--reject-below", "1.5"], 2, "--reject-below"),
         (["--device", "cuda:x"], 1, "expected cpu or cuda"),
     ],
 )

@@ -63,7 +63,7 @@ def image(tmp_path: Path) -> Path:
 
 def test_names_and_labels_are_shown_and_never_obeyed(tmp_path: Path, image: Path) -> None:
     odd = "<script>alert('1')</script>\"&\n\udcff"
-    page = write(tmp_path / "g.html", [Row(odd, f"label {odd}", 0.5)], image)
+    page = write(tmp_path / "g.html", [Row(odd, (f"label {odd}",), 0.5)], image)
 
     assert "script" not in {tag for tag, _ in page.tags}
     assert "<script>alert('1')" in page.text
@@ -74,7 +74,9 @@ def test_names_and_labels_are_shown_and_never_obeyed(tmp_path: Path, image: Path
 def test_page_needs_nothing_else_and_suits_phones_and_dark_rooms(
     tmp_path: Path, image: Path
 ) -> None:
-    page = write(tmp_path / "g.html", [Row("x", "a", 0.5), Row("y", None, 0.0)], image)
+    page = write(
+        tmp_path / "g.html", [Row("x", ("a",), 0.5), Row("y", (), 0.0, failed=True)], image
+    )
 
     assert "http://" not in page.source
     assert "https://" not in page.source
@@ -86,11 +88,26 @@ def test_page_needs_nothing_else_and_suits_phones_and_dark_rooms(
     assert "Images: 1. Classes: 1. Inputs that failed: 1." in page.text
 
 
+def test_images_stand_under_each_label_and_those_of_no_class_come_last(
+    tmp_path: Path, image: Path
+) -> None:
+    rows = [Row(f"{n}.png", (), 0.2) for n in range(3)]
+    rows += [Row("both.png", ("b", "a"), 0.75), Row("bad.png", (), 0.0, failed=True)]
+
+    page = write(tmp_path / "g.html", rows, image)
+
+    assert len(page.images()) == 5
+    assert "Images: 4. Classes: 2. Of none of them: 3. Inputs that failed: 1." in page.text
+    assert page.text.count("75.0% b, a: both.png") == 2
+    sections = page.text[page.text.index("\na 1") :]
+    assert sections.index("\nb 1") < sections.index("(none of these) 3")
+
+
 def test_page_is_bounded_and_says_what_is_left_out(
     tmp_path: Path, image: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(gallery, "PER_LABEL", 3)
-    rows = [Row(f"{number}.png", "ab"[number % 2], number / 10) for number in range(10)]
+    rows = [Row(f"{number}.png", ("ab"[number % 2],), number / 10) for number in range(10)]
 
     page = write(tmp_path / "g.html", rows, image)
     assert len(page.images()) == 6

@@ -18,6 +18,7 @@ from vlp_deploy import cli
 from vlp_deploy.bulk.outputs import parts
 from vlp_deploy.bulk.outputs.header import RunHeader, header_path
 from vlp_deploy.classifier import Classifier
+from vlp_deploy.question import Question
 
 COLOURS = ("red", "green", "blue", "white", "black", "yellow", "orange")
 
@@ -156,8 +157,57 @@ def test_embeddings_are_those_of_the_classifier(
     assert "damaged" in table[failed[0]]["path"]
     np.testing.assert_array_equal(array[0], np.float32(table[0]["embedding"]))
     np.testing.assert_allclose(np.linalg.norm(np.delete(array, failed, 0), axis=1), 1, atol=1e-6)
-    (answer,) = Classifier.load(fake_bundle).stream([images / "0 ü.png"], with_embeddings=True)
+    question = Question(with_embeddings=True)
+    (answer,) = Classifier.load(fake_bundle).stream([images / "0 ü.png"], question)
     np.testing.assert_array_equal(array[-1], answer.embedding)
+
+
+@pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
+@pytest.mark.parametrize("option", ["--reject", "--multi-label"])
+def test_labels_that_are_chosen_are_written_and_continued(
+    classify, tmp_path: Path, changed_bundle, name: str, option: str
+) -> None:
+    if name.endswith("parquet"):
+        parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
+    bundle = changed_bundle(
+        temperature=50.0, reject_threshold=0.27, class_thresholds=(-2.0, 1.0, 0.0, 99.0)
+    )
+    output, sorted_to = tmp_path / "run" / name, tmp_path / "run" / "sorted" / "{label}"
+    common = ("--bundle", bundle, "--output", output, option)
+    extras = ("--copy-to", sorted_to, "--html", tmp_path / "run" / "g.html")
+    assert classify(*common, *extras).code == 1
+    whole = everything(output.parent)
+    shutil.rmtree(sorted_to.parent)
+    as_if_broken_off(output)
+    if name.endswith("parquet"):
+        for number in (1, 2):
+            (output / f"part-{number:05}.parquet").unlink()
+    else:
+        output.write_bytes(output.read_bytes()[:-200])
+
+    assert classify(*common, *extras).code == 1
+
+    assert everything(output.parent) == whole
+    assert "question: " in classify("--bundle", bundle, "--output", output).stderr
+    if name == "out.jsonl":
+        rows = [json.loads(line) for line in output.read_text().splitlines()]
+    elif name == "out.parquet":
+        rows = parquet.read_table(output).to_pylist()
+    else:
+        return
+    good = [row for row in rows if row.get("error") is None]
+    assert {row["label"] is None for row in good} == {True, False}
+    labels = {"--reject": lambda row: [row["label"]], "--multi-label": lambda row: row["labels"]}
+    under = {
+        f"sorted/{label or 'none of these'}/{Path(row['path']).name}"
+        for row in good
+        for label in labels[option](row) or [None]
+    }
+    found = {path for path in whole if path.startswith("sorted/")}
+    assert {os.fsencode(path).decode("utf-8", "replace") for path in found} == under
+    if option == "--multi-label":
+        assert all(row["label"] == next(iter(row["labels"]), None) for row in good)
+        assert max(len(row["labels"]) for row in good) > 1
 
 
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet"])
@@ -239,6 +289,7 @@ def test_empty_file_is_no_output_yet(classify, tmp_path: Path) -> None:
         (["--batch-size", "5"], "batch_size was 4 and is 5"),
         (["--exact-decode"], "jpeg was scaled and is exact"),
         (["--max-pixels", "7"], "max_pixels was 178956970 and is 7"),
+        (["--reject-below", "0.5"], "reject_below was the default and is 0.5"),
         (["--timeout", "0"], "seconds was 60.0 and is None"),
         (["--classes", "{other}"], "classes was the default and is 2 new ones"),
         (["--embeddings", "{embeddings}"], "embeddings was the default and is "),

@@ -6,6 +6,7 @@ import io
 import json
 import os
 import re
+from dataclasses import replace
 
 import pytest
 
@@ -20,6 +21,9 @@ GOOD = Prediction(
     top=(Candidate("red panda", 0.75), Candidate('cat, "big"', 0.2499996)),
 )
 BAD = Failure(path="b.jpg", error="the file is empty")
+REJECTED = replace(GOOD, label=None, probability=0.3, top=(Candidate("red panda", 0.3),))
+SEVERAL = replace(GOOD, labels=("red panda", r"a|b \| c"))
+WITHOUT = replace(REJECTED, labels=())
 ODD = Failure(path=os.fsdecode(b"\xff\xe9.jpg"), error="there is no such file")
 PATHLESS = Prediction(path=None, label="x", probability=1.0, logit=1.0, top=(Candidate("x", 1.0),))
 
@@ -36,6 +40,28 @@ def test_json_lines_are_exactly_as_specified() -> None:
         '{"label":"cat, \\"big\\"","probability":0.25}]}\n'
         '{"path":"b.jpg","error":"the file is empty"}\n'
     )
+
+
+def test_image_of_no_class_has_neither_label_nor_error() -> None:
+    assert json.loads(written("jsonl", REJECTED)) == {
+        "path": "a b/ü.jpg",
+        "label": None,
+        "probability": 0.3,
+        "top": [{"label": "red panda", "probability": 0.3}],
+    }
+    (row,) = csv.DictReader(io.StringIO(written("csv", REJECTED).decode()))
+    assert (row["label"], row["error"], row["probability"]) == ("", "", "0.3")
+    assert re.sub(" +", " ", written("table", REJECTED).decode()) == (
+        "(none of these) 30.0% a b/ü.jpg (red panda 30.0%)\n"
+    )
+
+
+def test_several_labels_are_all_told() -> None:
+    assert json.loads(written("jsonl", SEVERAL))["labels"] == list(SEVERAL.labels or ())
+    assert json.loads(written("jsonl", WITHOUT))["labels"] == []
+    (row,) = csv.DictReader(io.StringIO(written("csv", SEVERAL).decode()))
+    assert row["labels"] == r"red panda|a\|b \\\| c"
+    assert "red panda, a|b" in written("table", SEVERAL).decode()
 
 
 def test_path_that_is_not_utf8_can_be_recovered() -> None:
@@ -60,6 +86,7 @@ def test_csv_has_the_same_columns_for_all() -> None:
         "error": "",
         "top": 'red panda 0.75|cat, "big" 0.25',
         "path_b64": "",
+        "labels": "",
     }
     assert (rows[1]["label"], rows[1]["error"]) == ("", "the file is empty")
     assert base64.b64decode(rows[2]["path_b64"]) == b"\xff\xe9.jpg"
@@ -76,8 +103,8 @@ def test_csv_escapes_line_breaks_and_keeps_the_exact_path() -> None:
 
 def test_csv_quotes_every_field() -> None:
     assert written("csv", BAD).decode().splitlines() == [
-        '"path","label","probability","error","top","path_b64"',
-        '"b.jpg","","","the file is empty","",""',
+        '"path","label","probability","error","top","path_b64","labels"',
+        '"b.jpg","","","the file is empty","","",""',
     ]
 
 
@@ -85,11 +112,14 @@ def test_csv_quotes_every_field() -> None:
 def test_lines_tell_which_input_they_answer(format: str) -> None:
     nasty = Failure(path='a\nb\x1b[2J\r\u202e,".jpg', error="it is locked")
 
-    rows = [LINE_FORMATS[format].decode(LINE_FORMATS[format].encode(a)) for a in (GOOD, nasty, ODD)]
+    answers = (GOOD, nasty, ODD, REJECTED, SEVERAL, WITHOUT)
 
-    good = (GOOD.path, GOOD.label, GOOD.probability)
-    assert rows == [good, (nasty.path, None, 0), (ODD.path, None, 0)]
-    assert rows == [row_of(answer) for answer in (GOOD, nasty, ODD)]
+    rows = [LINE_FORMATS[format].decode(LINE_FORMATS[format].encode(a)) for a in answers]
+
+    good, none = (GOOD.path, (GOOD.label,), 0.75, False), (GOOD.path, (), 0.3, False)
+    failed = [(nasty.path, (), 0, True), (ODD.path, (), 0, True)]
+    assert rows == [good, *failed, none, (GOOD.path, SEVERAL.labels, 0.75, False), none]
+    assert rows == [row_of(answer) for answer in answers]
 
 
 @pytest.mark.parametrize("format", ["jsonl", "csv"])

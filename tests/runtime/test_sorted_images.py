@@ -96,7 +96,7 @@ def test_run_that_broke_off_sorts_what_is_missing(sort: Sort, tmp_path: Path) ->
     assert output.read_bytes() == whole
 
 
-def test_images_in_archives_are_copied_and_not_linked(
+def test_images_in_archives_are_copied_where_links_are_asked_for(
     sort: Sort, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with tarfile.open(tmp_path / "x.tar", "w") as archive:
@@ -104,9 +104,15 @@ def test_images_in_archives_are_copied_and_not_linked(
 
     sort(tmp_path / "x.tar", "--copy-to", tmp_path / "copies" / "{label}")
     assert names(tmp_path / "copies" / "a_b") == SORTED  # the same bytes as in a/
+    capsys.readouterr()
 
     assert sort(tmp_path / "x.tar", "--symlink", tmp_path / "links" / "{label}") == 1
-    assert "--symlink needs files" in capsys.readouterr().err
+    assert "x.tar cannot be linked to: they are copied" in capsys.readouterr().err
+    links = tmp_path / "links" / "a_b"
+    assert names(links) == [b"same-2.png", b"same-3.png", b"same.png", b"\xff.png"]
+    kinds = {path.is_symlink(): path for path in links.glob("same*")}
+    assert kinds[False].read_bytes() == (images / "a" / "same.png").read_bytes()
+    assert kinds[True].is_symlink()
 
 
 @pytest.mark.parametrize(
@@ -132,10 +138,23 @@ def test_labels_that_look_alike_have_folders_of_their_own(tmp_path: Path) -> Non
     images = SortedImages(f"{tmp_path}/{{label}}", labels, link=False)
 
     for label in labels:
-        images.take(Row("x.jpg", label, 1.0), Item("x.jpg", label.encode()))
+        images.take(Row("x.jpg", (label,), 1.0), Item("x.jpg", label.encode()))
 
     content = {path.parent.name: path.read_bytes() for path in tmp_path.glob("*/x.jpg")}
     assert content == {"a_b": b"a/b", "a_b-2": b"a_b", "a_b-3": b"a\\b"}
+
+
+def test_image_lies_under_each_of_its_labels_or_under_none(tmp_path: Path) -> None:
+    images = SortedImages(f"{tmp_path}/{{label}}", ["a", "b", "none of these"], link=False)
+
+    for name, labels in (("two.jpg", ("b", "a")), ("x.jpg", ()), ("y.jpg", ("none of these",))):
+        images.take(Row(name, labels, 0.5), Item(name, name.encode()))
+    images.take(Row("bad.jpg", (), 0.0, failed=True), Item("bad.jpg", b""))
+
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.glob("*/*")} == {
+        *("a/two.jpg", "b/two.jpg", "none of these/y.jpg"),
+        "none of these-2/x.jpg",  # a class of that name keeps its own
+    }
 
 
 def test_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
@@ -143,7 +162,7 @@ def test_folder_that_cannot_be_made_is_explained(tmp_path: Path) -> None:
     images = SortedImages(f"{tmp_path}/file/{{label}}", ["a"], link=False)
 
     with pytest.raises(DataError, match=r"cannot be put into .*/file/a: Not a directory"):
-        images.take(Row("x.jpg", "a", 1.0), Item("x.jpg", b"content"))
+        images.take(Row("x.jpg", ("a",), 1.0), Item("x.jpg", b"content"))
 
 
 @pytest.mark.parametrize("template", ["no label", "{label}/{label}", "images/sorted/{label}"])

@@ -20,7 +20,7 @@ from vlp_deploy.bulk.pipeline import batched
 from vlp_deploy.classes.class_list import ClassNames
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.errors import BundleError, EngineError, MissingExtraError, VlpError
-from vlp_deploy.images.limits import Limits
+from vlp_deploy.question import Question
 
 LOCAL = "local"
 QUEUE = 2  # batches that a worker has: one at work, the next at hand
@@ -43,11 +43,7 @@ class Task:
     device: str
     classes: ClassNames | None
     templates: tuple[str, ...] | None
-    top_k: int
-    batch_size: int
-    exact_decode: bool
-    limits: Limits
-    with_embeddings: bool
+    question: Question
 
 
 class Worker:
@@ -60,26 +56,12 @@ class Worker:
     def answers(self, batch: list[Input]) -> list[Answer]:
         """One for every input, in order."""
         self._classifier = self._classifier or _load(self._task)
-        return list(answers_here(self._classifier, batch, self._task, self._task.threads))
+        task = self._task
+        return list(self._classifier.stream(batch, task.question, read_threads=task.threads))
 
     def process(self) -> int:
         """The id of the process, by which a test kills it."""
         return os.getpid()
-
-
-def answers_here(
-    classifier: Classifier, items: Iterable[Input], task: Task, read_threads: int
-) -> Iterator[Answer]:
-    """What the task asks, of a classifier in this process."""
-    return classifier.stream(
-        items,
-        task.top_k,
-        task.batch_size,
-        exact_decode=task.exact_decode,
-        limits=task.limits,
-        read_threads=read_threads,
-        with_embeddings=task.with_embeddings,
-    )
 
 
 def _load(task: Task) -> Classifier:
@@ -129,7 +111,7 @@ def answers(ray: ModuleType, items: Iterable[Input], task: Task) -> Iterator[Ans
     Raises EngineError if a batch kills its worker again and again.
     """
     workers = hire(ray, task)
-    batches = batched(items, task.batch_size)
+    batches = batched(items, task.question.batch_size)
     free = deque(workers * QUEUE)
     pending: deque[Any] = deque()  # references to answers, in the order of their batches
     busy: dict[Any, Any] = {}  # reference -> worker

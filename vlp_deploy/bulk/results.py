@@ -1,7 +1,8 @@
 """From answers to bytes and back: a table to read, or JSON lines, CSV and records for programs.
 
-One line for every input. A path that is not UTF-8 is written with replacement characters, and
-exactly, in base64, as `path_b64`.
+One line for every input: an error, or a label; neither, where the image is of none of the classes.
+A path that is not UTF-8 is written with replacement characters, and exactly, in base64, as
+`path_b64`.
 """
 
 import base64
@@ -9,7 +10,7 @@ import csv
 import io
 import os
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -18,20 +19,20 @@ import msgspec
 from vlp_deploy.answers import Answer, Failure
 
 DIGITS = 6  # of a probability: more would differ between batch sizes
-CSV_COLUMNS = ("path", "label", "probability", "error", "top", "path_b64")
+CSV_COLUMNS = ("path", "label", "probability", "error", "top", "path_b64", "labels")
+NONE_OF_THESE = "(none of these)"
 
 
 class Row(NamedTuple):
-    """What a written answer tells again: the input's name, exactly, and its label if it has one."""
+    """What a written answer tells again: the input's name, exactly, and its labels, best first.
+
+    There is none where the image is of none of the classes, or where there is no prediction.
+    """
 
     name: str | None
-    label: str | None
+    labels: tuple[str, ...]
     probability: float
-
-    @property
-    def failed(self) -> bool:
-        """Whether there is no prediction."""
-        return self.label is None
+    failed: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,12 +48,17 @@ class LineFormat:
 
 
 def record(answer: Answer) -> dict[str, Any]:
-    """`{"path","label","probability","top"}` or `{"path","error"}`; also `path_b64` if needed."""
+    """`{"path","label","probability","top"}` or `{"path","error"}`; also `path_b64` if needed.
+
+    `label` is None for an image of none of the classes; `labels` is there where several may be.
+    """
     found: dict[str, Any] = {"path": None if answer.path is None else _utf8(answer.path)}
     if isinstance(answer, Failure):
         found["error"] = _utf8(answer.error)
     else:
         found["label"] = answer.label
+        if answer.labels is not None:
+            found["labels"] = answer.labels
         found["probability"] = round(answer.probability, DIGITS)
         found["top"] = [
             {"label": c.label, "probability": round(c.probability, DIGITS)} for c in answer.top
@@ -65,8 +71,13 @@ def record(answer: Answer) -> dict[str, Any]:
 def row_of(answer: Answer) -> Row:
     """What will be read again of an answer."""
     if isinstance(answer, Failure):
-        return Row(answer.path, None, 0.0)
-    return Row(answer.path, answer.label, answer.probability)
+        return Row(answer.path, (), 0.0, failed=True)
+    return Row(answer.path, _all_labels(answer.label, answer.labels), answer.probability)
+
+
+def _all_labels(label: str | None, labels: Sequence[str] | None) -> tuple[str, ...]:
+    """`labels` where several may be, else the one that there is."""
+    return tuple(labels or ((label,) if label else ()))
 
 
 class RowFields(msgspec.Struct):
@@ -77,13 +88,15 @@ class RowFields(msgspec.Struct):
     probability: float | None = None
     error: str | None = None
     path_b64: str | None = None
+    labels: tuple[str, ...] | None = None
 
     def row(self) -> Row:
         """Raises ValueError if the name is not what base64 gives."""
         name = self.path
         if self.path_b64:
             name = os.fsdecode(base64.b64decode(self.path_b64, validate=True))
-        return Row(name, None if self.error else self.label or "", self.probability or 0.0)
+        labels = _all_labels(self.label, self.labels)
+        return Row(name, labels, self.probability or 0.0, failed=bool(self.error))
 
 
 def _table_line(answer: Answer) -> bytes:
@@ -92,9 +105,11 @@ def _table_line(answer: Answer) -> bytes:
     if isinstance(answer, Failure):
         line = f"{'error':<32}  {path}: {_printable(answer.error)}"
     else:
-        runners_up = ", ".join(f"{c.label} {c.probability:.1%}" for c in answer.top[1:])
-        also = f"  ({_printable(runners_up)})" if runners_up else ""
-        line = f"{_printable(answer.label):<24}{answer.probability:>8.1%}  {path}{also}"
+        labels = row_of(answer).labels
+        others = [f"{c.label} {c.probability:.1%}" for c in answer.top if c.label not in labels]
+        also = f"  ({_printable(', '.join(others))})" if others else ""
+        shown = _printable(", ".join(labels) or NONE_OF_THESE)
+        line = f"{shown:<24}{answer.probability:>8.1%}  {path}{also}"
     return line.encode() + b"\n"
 
 
@@ -114,16 +129,26 @@ def _json_row(line: bytes) -> Row:
 
 
 def _csv_line(answer: Answer) -> bytes:
-    """`top` holds `label probability` pairs, separated by `|`.
+    r"""`top` holds `label probability` pairs, separated by `|`; so does `labels`, a `|` being `\|`.
 
-    All fields are quoted. Control characters are written as in Python, a line break as `\\n`; a
+    All fields are quoted. Control characters are written as in Python, a line break as `\n`; a
     path that holds some is also given exactly, as `path_b64`.
     """
     found = record(answer)
     top = "|".join(f"{c['label']} {c['probability']}" for c in found.get("top", ()))
     fields = ["" if found.get(name) is None else str(found[name]) for name in CSV_COLUMNS[:4]]
     altered = answer.path is not None and _without_controls(fields[0]) != answer.path
-    return _csv_row([*fields, top, _base64(answer.path or "") if altered else ""])
+    path_b64 = _base64(answer.path or "") if altered else ""
+    return _csv_row([*fields, top, path_b64, _joined(found.get("labels", ()))])
+
+
+def _joined(labels: Sequence[str]) -> str:
+    return "|".join(re.sub(r"[\\|]", r"\\\g<0>", label) for label in labels)
+
+
+def _parted(text: str) -> tuple[str, ...]:
+    parts = re.findall(r"(?:[^\\|]|\\.)+", text)
+    return tuple(re.sub(r"\\(.)", r"\1", part) for part in parts)
 
 
 def _csv_row(fields: list[str]) -> bytes:
@@ -140,8 +165,9 @@ def _csv_row_of(line: bytes) -> Row:
         raise ValueError(str(error)) from error
     if len(fields) != len(CSV_COLUMNS):
         raise ValueError(f"{len(fields)} fields; expected {len(CSV_COLUMNS)}")
-    path, label, probability, reason, _, path_b64 = fields
-    return RowFields(path, label, float(probability or 0), reason, path_b64).row()
+    path, label, probability, reason, _, path_b64, labels = fields
+    found = RowFields(path, label, float(probability or 0), reason, path_b64, _parted(labels))
+    return found.row()
 
 
 def _base64(path: str) -> str:

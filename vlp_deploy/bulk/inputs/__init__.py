@@ -52,7 +52,7 @@ class Inputs:
                 yield from listed_paths(self.stdin)
             elif os.path.isdir(path):
                 yield from folder_items(path, self.tally)
-            elif (read := _reader(path)) and os.path.isfile(path):
+            elif (read := _reader(path)) is not None:
                 yield from read(path, self.tally)
             else:
                 yield path
@@ -64,7 +64,14 @@ class Inputs:
         return sum(1 for _ in Inputs(self.paths))
 
 
+def holds_images(path: str) -> bool:
+    """Whether it is an archive or a table, not an image or a folder."""
+    return _reader(path) is not None
+
+
 def _reader(path: str) -> Callable[[str, Tally], Iterator[Input]] | None:
-    """The reader of the longest known ending."""
+    """The reader of the longest known ending, if there is such a file."""
     name = Path(path).name.lower()
+    if not os.path.isfile(path):
+        return None
     return next((read for ending, read in READERS.items() if name.endswith(ending)), None)

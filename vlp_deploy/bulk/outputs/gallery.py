@@ -1,7 +1,8 @@
 """From answers and their images to one HTML page of thumbnails by label, that needs nothing else.
 
-The page is bounded: of each label the first PER_LABEL images are shown, and altogether as many as
-fit into MAX_BYTES; what is left out is counted on the page. It appears when the run has ended.
+An image of several labels stands under each of them; those of none come last. The page is bounded:
+of each label the first PER_LABEL images are shown, and altogether as many as fit into MAX_BYTES;
+what is left out is counted on the page. It appears when the run has ended.
 """
 
 import base64
@@ -18,7 +19,7 @@ from vlp_deploy.answers import Failure
 from vlp_deploy.bulk.items import Input
 from vlp_deploy.bulk.outputs.base import Companion
 from vlp_deploy.bulk.reading import source_of
-from vlp_deploy.bulk.results import Row
+from vlp_deploy.bulk.results import NONE_OF_THESE, Row
 from vlp_deploy.errors import DataError, ImageError
 from vlp_deploy.files import atomic_file
 from vlp_deploy.images.limits import Limits
@@ -63,6 +64,7 @@ class _Tile:
     """A thumbnail as JPEG, and what is said of it."""
 
     name: str
+    labels: tuple[str, ...]  # the probability is that of the first
     probability: float
     jpeg: bytes
     size: tuple[int, int]
@@ -86,21 +88,27 @@ class Gallery(Companion):
         if not force and os.path.lexists(path) and not _is_gallery(path):
             raise DataError(f"{path} is there already. Name another --html, or use --force")
         self._path, self._limits, self._title = path, limits, title
-        self._groups: dict[str, _Group] = {}
+        self._groups: dict[str | None, _Group] = {}  # None: of no class
         self._bytes = 0
+        self._count = 0
         self._failed = 0
 
     def take(self, row: Row, image: Input) -> None:
-        if row.label is None:
+        if row.failed:
             self._failed += 1
             return
-        group = self._groups.setdefault(row.label, _Group())
-        group.count += 1
-        if len(group.tiles) < PER_LABEL and self._bytes < MAX_BYTES:
-            try:
-                tile = _tile(row, image, self._limits)
-            except ImageError:  # it was readable, and is gone: it counts among those left out
-                return
+        self._count += 1
+        groups = [self._groups.setdefault(label, _Group()) for label in row.labels or (None,)]
+        for group in groups:
+            group.count += 1
+        wanting = [group for group in groups if len(group.tiles) < PER_LABEL]
+        if not wanting or self._bytes >= MAX_BYTES:
+            return
+        try:
+            tile = _tile(row, image, self._limits)
+        except ImageError:  # it was readable, and is gone: it counts among those left out
+            return
+        for group in wanting:
             group.tiles.append(tile)
             self._bytes += len(tile.jpeg)
 
@@ -110,22 +118,29 @@ class Gallery(Companion):
                 file.write(part.encode("utf-8", "replace"))
 
     def _page(self) -> Iterator[str]:
-        groups = sorted(self._groups.items(), key=lambda item: (-item[1].count, item[0]))
-        count = sum(group.count for _, group in groups)
-        shown = sum(len(group.tiles) for _, group in groups)
+        groups = sorted(self._groups.items(), key=_most_first)
         yield _head(self._title)
-        yield f"<p>Images: {count:,}. Classes: {len(groups):,}."
+        yield f"<p>Images: {self._count:,}. Classes: {len(self._groups.keys() - {None}):,}."
+        if none := self._groups.get(None):
+            yield f" Of none of them: {none.count:,}."
         yield f" Inputs that failed: {self._failed:,}."
-        if shown < count:
-            yield f" Shown are {shown:,}: the first {PER_LABEL} of each class, as far as there was"
-            yield f" room; {count - shown:,} are left out."
+        if left_out := sum(group.count - len(group.tiles) for _, group in groups):
+            yield f" Shown are the first {PER_LABEL} of each class, as far as there was room;"
+            yield f" {left_out:,} are left out."
         yield "</p>\n<nav>"
         for number, (label, group) in enumerate(groups):
-            yield f'<a href="#c{number}">{_text(label)} <small>{group.count:,}</small></a>\n'
+            name = _text(label or NONE_OF_THESE)
+            yield f'<a href="#c{number}">{name} <small>{group.count:,}</small></a>\n'
         yield "</nav>\n"
         for number, (label, group) in enumerate(groups):
-            yield from _section(number, label, group)
+            yield from _section(number, label or NONE_OF_THESE, group)
         yield "</body>\n</html>\n"
+
+
+def _most_first(item: tuple[str | None, _Group]) -> tuple[bool, int, str]:
+    """The order of labels: by their images, none of them last."""
+    label, group = item
+    return label is None, -group.count, label or ""
 
 
 def _is_gallery(path: Path) -> bool:
@@ -155,12 +170,13 @@ def _section(number: int, label: str, group: _Group) -> Iterator[str]:
     for tile in sorted(group.tiles, key=lambda tile: -tile.probability):
         source = base64.b64encode(tile.jpeg).decode()
         name, (width, height) = _text(tile.name), tile.size
+        labels = f"{_text(', '.join(tile.labels))}: " if len(tile.labels) > 1 else ""
         yield (
             f'<li><img loading="lazy" decoding="async" width="{width}" height="{height}"'
             f' alt="{_text(label)}" src="data:image/jpeg;base64,{source}">'
             f'<meter value="{tile.probability:.4f}" title="{tile.probability:.2%}"></meter>'
-            f'<p title="{name}"><b>{tile.probability:.1%}</b> {_text(_last_parts(tile.name))}</p>'
-            "</li>\n"
+            f'<p title="{name}"><b>{tile.probability:.1%}</b> {labels}'
+            f"{_text(_last_parts(tile.name))}</p></li>\n"
         )
     yield "</ul>\n</section>\n"
 
@@ -172,7 +188,7 @@ def _tile(row: Row, image: Input, limits: Limits) -> _Tile:
     picture.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     file = io.BytesIO()
     picture.save(file, "JPEG", quality=QUALITY)
-    return _Tile(row.name or "", row.probability, file.getvalue(), picture.size)
+    return _Tile(row.name or "", row.labels, row.probability, file.getvalue(), picture.size)
 
 
 def _last_parts(name: str) -> str:

@@ -32,9 +32,12 @@ class Decoding(Record, frozen=True, kw_only=True):
 
 
 class RunHeader(Record, frozen=True, kw_only=True):
-    """`classes` and `templates` are null where they are the bundle's own."""
+    """`classes` and `templates` are null where they are the bundle's own.
 
-    schema_version: int = 1
+    Version 2 has `labels` in the rows, and how they were chosen.
+    """
+
+    schema_version: int = 2
     tool: str
     bundle: str  # SHA-256 of its content
     engine: str
@@ -45,6 +48,8 @@ class RunHeader(Record, frozen=True, kw_only=True):
     format: str
     top_k: int
     batch_size: int  # other batches round the last digits otherwise
+    reject_below: float | None = None  # a probability
+    multi_label: bool = False  # by the bundle's thresholds
     decoding: Decoding
     embeddings: str | None  # where they are
     finished: Finished | None = None

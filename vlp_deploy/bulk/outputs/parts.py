@@ -121,7 +121,7 @@ class PartsFolder(Output):
 
 
 class AnswerParts(PartsFolder):
-    """Columns path, label, probability, error, top (list of label and probability), path_b64."""
+    """Columns path, label, probability, error, top (label and probability), path_b64, labels."""
 
     def _make_schema(self, arrow: ModuleType) -> Any:
         text, number = arrow.string(), arrow.float64()
@@ -134,6 +134,7 @@ class AnswerParts(PartsFolder):
                 ("error", text),
                 ("top", arrow.list_(candidate)),
                 ("path_b64", text),
+                ("labels", arrow.list_(text)),
             ]
         )
 

@@ -1,7 +1,8 @@
 """Images sorted into folders by label, as copies or as symbolic links.
 
-Nothing that is there is ever replaced: a name that is taken by something else becomes `name-2.jpg`.
-What is there and the same counts as done, so that a run that is broken off can be continued.
+Of several labels each gets the image; those of no class have a folder of their own. Nothing that is
+there is ever replaced: a name that is taken by something else becomes `name-2.jpg`. What is there
+and the same counts as done, so that a run that is broken off can be continued.
 """
 
 import errno
@@ -21,6 +22,7 @@ from vlp_deploy.errors import DataError, ImageError
 from vlp_deploy.files import new_file, sweep_temporaries
 
 LABEL = "{label}"
+NO_LABEL = "none of these"  # the folder's name, numbered if it is a class's, too
 MAX_NAME_BYTES = 200  # file systems allow 255, and a number may be added
 UNSAFE = re.compile(r"[/\\\x00-\x1f\x7f-\x9f\u2028\u2029]")
 
@@ -33,14 +35,19 @@ class SortedImages(Companion):
 
     def __init__(self, template: str, labels: Sequence[str], *, link: bool) -> None:
         self._place = _link if link else _copy
-        folders = zip(labels, _folder_names(labels), strict=True)
-        self._folders = {label: Path(template.replace(LABEL, name)) for label, name in folders}
+        names = _folder_names([*labels, NO_LABEL])
+        folders = [Path(template.replace(LABEL, name)) for name in names]
+        self._folders = dict(zip(labels, folders, strict=False))
+        self._no_label = folders[-1]
         self._made: set[Path] = set()
 
     def take(self, row: Row, image: Input) -> None:
-        if row.label is None:
+        if row.failed:
             return
-        folder = self._folders[row.label]
+        for folder in [self._folders[label] for label in row.labels] or [self._no_label]:
+            self._put(row, image, folder)
+
+    def _put(self, row: Row, image: Input, folder: Path) -> None:
         try:
             self._make(folder)
             for name in _names(os.path.basename(row.name or "") or "image"):
@@ -102,10 +109,13 @@ def _short(name: str, size: int) -> str:
 
 
 def _link(image: Input, target: Path) -> bool:
-    """Whether `target` is now, or was, a link to the image; False if the name is taken."""
+    """Whether `target` is now, or was, a link to the image; False if the name is taken.
+
+    An image in an archive or a table is no file that could be linked to: it is copied.
+    """
     source = _source(image)
     if isinstance(source, bytes):
-        raise OSError(errno.EINVAL, "--symlink needs files, not images in archives or tables")
+        return _copy(image, target)
     path = os.path.abspath(source)
     try:
         os.symlink(path, target)
