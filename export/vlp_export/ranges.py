@@ -1,0 +1,82 @@
+"""From a graph and images to how large the factors of its large products get.
+
+Legend: T rows of an activation over all images, d its width.
+"""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+from numpy.typing import NDArray
+
+from vlp_export.exact import exact_nodes
+from vlp_export.graph import to_bytes
+from vlp_export.rewriting import constant
+from vlp_export.session import Session
+
+Floats = NDArray[np.float32]
+MATRIX_RANK = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Range:
+    """The least and the largest value of every channel of an activation."""
+
+    low: Floats  # (d,)
+    high: Floats  # (d,)
+
+    @property
+    def magnitude(self) -> Floats:
+        """(d,), the largest absolute value."""
+        return np.maximum(np.abs(self.low), np.abs(self.high))
+
+    def joined(self, other: "Range") -> "Range":
+        """The range of both."""
+        return Range(low=np.minimum(self.low, other.low), high=np.maximum(self.high, other.high))
+
+    def divided(self, divisors: Floats) -> "Range":
+        """The range after every channel was divided by a positive number."""
+        return Range(low=self.low / divisors, high=self.high / divisors)
+
+
+def large_products(model: ir.Model) -> list[ir.Node]:
+    """The products of an activation with a constant matrix that need not be exact."""
+    exact = exact_nodes(model)
+    return [
+        node
+        for node in model.graph
+        if node.op_type == "MatMul" and node not in exact and _is_matrix(node.inputs[1])
+    ]
+
+
+def measure_ranges(
+    model: ir.Model, inputs: Iterable[Mapping[str, NDArray[Any]]]
+) -> dict[str, Range]:
+    """Ranges of the first factors of `large_products`, by their names, over all these inputs."""
+    probe = model.clone()
+    activations = {str(node.inputs[0].name): node.inputs[0] for node in large_products(probe)}
+    probe.graph.outputs.clear()
+    for value in activations.values():
+        value.dtype = ir.DataType.FLOAT
+        probe.graph.outputs.append(value)
+    read = {str(value.name) for value in probe.graph.inputs if value.uses()}
+    session = Session(to_bytes(probe))
+    found: dict[str, Range] = {}
+    for batch in inputs:
+        given = {name: array for name, array in batch.items() if name in read}
+        for name, activation in session(given).items():
+            seen = _range_of(activation)
+            found[name] = found[name].joined(seen) if name in found else seen
+    return found
+
+
+def _range_of(activation: Floats) -> Range:
+    rows = activation.reshape(-1, activation.shape[-1])  # (T, d)
+    return Range(low=rows.min(axis=0), high=rows.max(axis=0))
+
+
+def _is_matrix(value: ir.Value | None) -> bool:
+    array = constant(value)
+    return array is not None and array.ndim == MATRIX_RANK and array.dtype == np.float32

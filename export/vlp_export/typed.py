@@ -1,0 +1,69 @@
+"""From a float32 graph to the same graph in float16 or bfloat16: weights, products, attention.
+
+What stays in float32 says `vlp_export.exact`; inputs and outputs keep their types, so that whoever
+runs the graph need not know. A value that is wanted in both types is cast once.
+
+Engines without units for these types run such a graph in float32 between casts.
+"""
+
+import ml_dtypes
+import numpy as np
+import onnx_ir as ir
+
+from vlp_export.exact import exact_nodes
+from vlp_export.graph import Value
+from vlp_export.rewriting import Rewriter, constant, float_types
+
+TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+ARRAYS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
+
+
+def typed(model: ir.Model, precision: str) -> ir.Model:
+    """A copy of `model` that computes in `precision`, fp16 or bf16."""
+    types = float_types(model)
+    rewriter = Rewriter(model)
+    exact = exact_nodes(rewriter.model)
+    casts = _Casts(rewriter, precision)
+    for node in rewriter.nodes():
+        low = node not in exact and node.op_type != "Cast"
+        for index, value in enumerate(node.inputs):
+            if value is not None and types[str(value.name)] == ir.DataType.FLOAT:
+                node.replace_input_with(index, casts.of(value, low=low, before=node))
+        if low and node.op_type == "Attention":
+            node.attributes["softmax_precision"] = ir.AttrInt64(
+                "softmax_precision", ir.DataType.FLOAT.value
+            )
+        if low:
+            casts.written_low(node.outputs)
+    return rewriter.finished()
+
+
+class _Casts:
+    """Values in the type that an operator wants them in."""
+
+    def __init__(self, rewriter: Rewriter, precision: str) -> None:
+        self._rewriter = rewriter
+        self._precision = precision
+        self._low: set[Value] = set()
+        self._made: dict[Value, Value] = {}
+
+    def written_low(self, values: tuple[Value, ...] | list[Value]) -> None:
+        """These values are computed in the low precision."""
+        self._low.update(values)
+
+    def of(self, value: Value, *, low: bool, before: ir.Node) -> Value:
+        """`value`, in the low precision or in float32."""
+        if low == (value in self._low):
+            return value
+        if value not in self._made:
+            self._made[value] = self._cast(value, low, before)
+        return self._made[value]
+
+    def _cast(self, value: Value, low: bool, before: ir.Node) -> Value:
+        array, kind = constant(value), self._precision if low else "fp32"
+        if array is not None:
+            return self._rewriter.weight(f"{value.name}.{kind}", array.astype(ARRAYS[kind]))
+        wanted = TYPES[kind] if low else ir.DataType.FLOAT
+        return self._rewriter.op(
+            "Cast", value, name=f"{value.name}.{kind}", before=before, to=wanted.value
+        )
