@@ -239,6 +239,10 @@ class Classifier:
                 answer = self._prediction(read.name, logits, question)
                 yield replace(answer, embedding=embedding) if question.with_embeddings else answer
 
+    def answer(self, logits: Floats, question: Question = DEFAULT_QUESTION) -> Prediction:
+        """What logits (K,) say of an image."""
+        return self._prediction(None, logits, question)
+
     def _prediction(self, path: str | None, logits: Floats, question: Question) -> Prediction:
         probabilities = softmax(logits / self.bundle.manifest.temperature)
         order = np.argsort(-logits, kind="stable")  # of equals the first class wins

@@ -28,9 +28,12 @@ class EagerClassifier:
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, 3, S, S) → float32 (B, K)."""
         with torch.inference_mode():
-            logits = self.model.predict(torch.from_numpy(pixels), self.prompts, self.classes)
-        answers: NDArray[np.float32] = logits.numpy()
+            answers: NDArray[np.float32] = self.predict(torch.from_numpy(pixels)).numpy()
         return answers
+
+    def predict(self, pixels: Tensor) -> Tensor:
+        """The same from tensor to tensor."""
+        return self.model.predict(pixels, self.prompts, self.classes)
 
 
 def load_eager(
