@@ -21,11 +21,15 @@ class EngineOptions:
     """How an engine may use the machine. `threads` None leaves the number to the engine.
 
     `precision` is what the graph was written in; bf16 in OpenVINO is a hint on a float32 graph.
+    `profiles` are the ranges of open sizes that an engine is built for, by symbol: least, what is
+    tuned for, most; none leaves them to the engine.
+    `cuda_graphs` replays captured launches, of onnxruntime on CUDA only.
     """
 
     threads: int | None = None
     device: str = "cpu"
     precision: str = "fp32"
+    cuda_graphs: bool = False
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:

@@ -1,6 +1,9 @@
 """Engine `openvino`: the same ONNX files, run by OpenVINO's own runtime on the CPU."""
 
+import shutil
 import threading
+import warnings
+from contextlib import suppress
 from importlib.util import find_spec
 from pathlib import Path
 from types import ModuleType
@@ -12,11 +15,18 @@ from numpy.typing import NDArray
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.engines.base import Arrays, Engine, EngineOptions
 from vlp_deploy.engines.onnx import refuse_external_data
-from vlp_deploy.errors import EngineError, MissingExtraError
+from vlp_deploy.errors import BundleError, EngineError, MissingExtraError
+from vlp_deploy.files import sha256_of, write_atomic
+from vlp_deploy.formats.sealed import CHECKSUMS, SealedFolder, seal_sums
+
+# What it computes in where a graph leaves the choice. By default processors with bfloat16 units use
+# them, and answers would change from machine to machine.
+HINTS = {"bf16": "bf16"}
+FLOAT32 = "f32"
 
 
 class OpenVinoEngine(Engine):
-    """OpenVINO in float32, one request for each thread that calls."""
+    """OpenVINO in the bundle's precision, one request for each thread that calls."""
 
     name = "openvino"
     reads = ".onnx"
@@ -35,24 +45,30 @@ class OpenVinoEngine(Engine):
                 f"the openvino engine runs on the CPU; device is {options.device!r}. Use --engine "
                 "onnx for CUDA"
             )
-        refuse_external_data(graph, graph.read_bytes())
+        refuse_external_data(graph)
+        core = runtime.Core()
+        hint = HINTS.get(options.precision, FLOAT32)
+        if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            warnings.warn(
+                "this processor has no bfloat16 units (AVX512_BF16 or AMX), so OpenVINO computes "
+                "this bf16 bundle in float32, no faster than an fp32 one",
+                stacklevel=2,
+            )
+            hint = FLOAT32
         settings: dict[str, Any] = {
             "PERFORMANCE_HINT": "LATENCY",
-            # By default processors with bfloat16 units would use them, and answers would change
-            # from machine to machine.
-            "INFERENCE_PRECISION_HINT": "f32",
-            "CACHE_DIR": str(cache_folder() / "openvino"),
+            "INFERENCE_PRECISION_HINT": hint,
         }
         if options.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = options.threads
         try:
-            self._compiled = runtime.Core().compile_model(str(graph), "CPU", settings)
+            self._compiled = _compiled(core, graph, settings)
         except RuntimeError as error:
             raise EngineError(f"openvino cannot load {graph}: {error}") from error
         self._inputs = frozenset(port.any_name for port in self._compiled.inputs)
         self._outputs = [port.any_name for port in self._compiled.outputs]
         self._requests = threading.local()
-        self._version = f"openvino {runtime.__version__.split('-')[0]} CPU"
+        self._version = f"openvino {runtime.__version__.split('-')[0]} CPU {hint}"
 
     @property
     def version(self) -> str:
@@ -79,6 +95,36 @@ class OpenVinoEngine(Engine):
         self._requests = threading.local()
 
 
+def _compiled(core: Any, graph: Path, settings: dict[str, Any]) -> Any:
+    """The graph compiled, from the cache where it has it.
+
+    OpenVINO finds compiled graphs again by the path and time of the file they came from and reads
+    them unchecked: with damaged weights they run and answer wrongly. So each graph has a cache of
+    its own, named by its content and sealed by us.
+    """
+    folder = cache_folder() / "openvino" / sha256_of(graph)
+    if not _is_whole(folder):
+        shutil.rmtree(folder, ignore_errors=True)
+        try:
+            folder.mkdir(parents=True)
+        except OSError:  # a cache that cannot be written to costs time, not answers
+            return core.compile_model(str(graph), "CPU", settings)
+    compiled = core.compile_model(str(graph), "CPU", {**settings, "CACHE_DIR": str(folder)})
+    if not compiled.get_property("LOADED_FROM_CACHE"):
+        with suppress(OSError):  # as above
+            sums = {path.name: sha256_of(path) for path in folder.glob("*.blob")}
+            write_atomic(folder / CHECKSUMS, seal_sums(sums))
+    return compiled
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether every file is there, unchanged, and nothing else."""
+    try:
+        return not any(complaint for _, complaint in SealedFolder(folder).verify())
+    except BundleError:  # no list, or a damaged one
+        return False
+
+
 def _openvino() -> ModuleType:
     try:
         import openvino
@@ -86,4 +132,8 @@ def _openvino() -> ModuleType:
         if missing.name != "openvino":
             raise
         raise MissingExtraError("the openvino engine", needs="openvino", extra="openvino") from None
+    except ImportError as error:
+        raise EngineError(
+            f"openvino is installed but cannot be imported: {error}. Install it again"
+        ) from error
     return openvino  # type: ignore[no-any-return]

@@ -57,7 +57,7 @@ def refuse_unsupported(engine: str, precision: str) -> None:
 
 def support_table() -> str:
     """The table in plain text: a row an engine, a column a precision."""
-    rows = [("engine", *PRECISIONS)]
+    rows: list[tuple[str, ...]] = [("engine", *PRECISIONS)]
     for engine, cells in SUPPORT.items():
         rows.append((engine, *("-" if cells[p] else "yes" for p in PRECISIONS)))
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

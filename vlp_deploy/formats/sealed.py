@@ -18,7 +18,11 @@ _SEAL = "# these lines: "
 
 def seal(files: Mapping[str, bytes]) -> bytes:
     """The bytes of SHA256SUMS for `files` (name → content)."""
-    sums = {name: hashlib.sha256(content).hexdigest() for name, content in files.items()}
+    return seal_sums({name: hashlib.sha256(data).hexdigest() for name, data in files.items()})
+
+
+def seal_sums(sums: Mapping[str, str]) -> bytes:
+    """The bytes of SHA256SUMS for files whose SHA-256 is known (name → hexadecimal digest)."""
     lines = "".join(f"{digest}  {name}\n" for name, digest in sorted(sums.items()))
     return f"{lines}{_SEAL}{hashlib.sha256(lines.encode()).hexdigest()}\n".encode()
 
