@@ -13,23 +13,16 @@ from PIL import Image
 from vlp_deploy import cli
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.commands.bench import REPORT_FILE
-from vlp_deploy.data.dataset import Dataset, Sample
-from vlp_deploy.errors import DataError, EngineError
+from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.formats.structures import Coupled
 from vlp_deploy.measuring.bench import (
-    accuracy,
-    agreement,
-    all_logits,
-    labels_in_bundle,
     measure_cold_start,
     measure_contenders,
     measure_latencies,
 )
 from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.measuring.timing import PASSES
-
-LOGITS = np.array([[9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6], [9, 1, 2, 3, 4, 5, 6]], np.float32)
 
 
 class Sleeper:
@@ -50,54 +43,6 @@ def class_folders(tmp_path: Path) -> Path:
         (folder / name).mkdir(parents=True)
         Image.new("RGB", (40, 40), name).save(folder / name / "1.png")
     return folder
-
-
-def dataset(*names: str) -> Dataset:
-    samples = tuple(Sample(Path(name), label) for label, name in enumerate(names))
-    return Dataset(class_names=names, splits={"all": samples}, source=Path("data"))
-
-
-def test_accuracy_counts_first_and_first_five() -> None:
-    found = accuracy(LOGITS, np.array([0, 6, 1]))  # ranks 1, 2 and 7
-
-    assert found.top1 == pytest.approx(1 / 3)
-    assert found.top5 == pytest.approx(2 / 3)
-
-
-def test_accuracy_gives_no_credit_for_ties() -> None:
-    assert accuracy(np.zeros((4, 6), np.float32), np.zeros(4, np.int64)).top5 == 0
-
-
-def test_accuracy_of_nan_is_nothing() -> None:
-    logits = np.full((3, 7), np.nan, np.float32)
-    logits[1] = LOGITS[0]
-    logits[1, 3] = np.nan  # may be the best, for all that is known
-
-    found = accuracy(logits, np.array([0, 0, 1]))
-
-    assert found.top1 == 0
-    assert found.top5 == pytest.approx(1 / 3)
-
-
-def test_agreement_names_the_largest_difference() -> None:
-    other = LOGITS.copy()
-    other[2, 1] += 100
-
-    found = agreement(LOGITS, other)
-
-    assert found.max_logit_difference == 100
-    assert found.same_top1 == 2
-
-
-def test_labels_are_counted_in_the_bundles_classes() -> None:
-    samples = labels_in_bundle(dataset("green", "red"), ["red", "blue", "green"])
-
-    assert [sample.label for sample in samples] == [2, 0]
-
-
-def test_classes_that_the_bundle_lacks_are_named() -> None:
-    with pytest.raises(DataError, match=r"2 classes .* first 'cat'.*--data-classes"):
-        labels_in_bundle(dataset("cat", "red", "dog"), ["red"])
 
 
 def test_latencies_tell_contenders_and_batches_apart() -> None:
@@ -213,36 +158,6 @@ def test_bench_refuses_an_unknown_rival(
     assert "Available: torch" in capsys.readouterr().err
 
 
-class SeesItsBatch:
-    """A classifier of two classes whose answers are a whole batch's."""
-
-    def __init__(self) -> None:
-        self.sizes: list[int] = []
-
-    def logits(self, pixels: np.ndarray) -> np.ndarray:
-        self.sizes.append(len(pixels))
-        return pixels.reshape(len(pixels), -1)[:, :2].astype(np.float32)
-
-
-@pytest.mark.parametrize(("batch", "sizes"), [(None, [3]), (2, [2, 2]), (4, [4])])
-def test_a_fixed_batch_is_always_full(
-    batch: int | None, sizes: list[int], fake_bundle: Path, class_folders: Path
-) -> None:
-    (path, *_) = sorted(class_folders.rglob("*.png"))
-    contender = SeesItsBatch()
-
-    logits = all_logits(
-        contender,
-        [Sample(path=path, label=0)] * 3,
-        Bundle(fake_bundle).manifest.preprocessing,
-        progress=lambda text, n: None,
-        batch=batch,
-    )
-
-    assert contender.sizes == sizes
-    assert logits.shape == (3, 2)
-
-
 def test_bundle_of_a_fixed_batch_is_measured_at_that_batch(
     changed_bundle: Callable[..., Path], class_folders: Path, tmp_path: Path
 ) -> None:
@@ -269,7 +184,6 @@ def test_report_says_whether_text_embeddings_were_computed_beforehand(
     (result,) = measure_contenders(
         {"ours": Classifier.load(fake_bundle, engine="fake")},
         bundle,
-        [],
         batches=[1],
         seconds=0,
         threads=1,

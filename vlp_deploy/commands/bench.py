@@ -2,7 +2,7 @@
 
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
 from typing import Annotated
 
@@ -11,22 +11,30 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
+from vlp_deploy.classes.class_list import name_key, read_class_list
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.data.dataset import load_dataset
+from vlp_deploy.data.dataset import Dataset, load_dataset
+from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.embedded import default_bundle
-from vlp_deploy.errors import DataError, EngineError
-from vlp_deploy.extras import load_function
+from vlp_deploy.errors import DataError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring import bench as measuring
-from vlp_deploy.measuring.bench import AGAINST, Contender
+from vlp_deploy.measuring.accuracy import domain_pattern
 from vlp_deploy.measuring.compare import compare as compare_reports
 from vlp_deploy.measuring.compare import load_report
-from vlp_deploy.measuring.records import OURS, BenchReport
+from vlp_deploy.measuring.contender import Contender
+from vlp_deploy.measuring.evaluation import Evaluator, Questions, evaluate, labels_in_bundle
+from vlp_deploy.measuring.gemm import measure_gemm
+from vlp_deploy.measuring.loops import LoopPlan, with_loops
+from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, Stages
+from vlp_deploy.measuring.rivals import AGAINST, load_in, load_rival, rival_names
+from vlp_deploy.measuring.stages import measure_stages, write_golden_images
 from vlp_deploy.measuring.tables import Shown, comparison_tables, report_tables
 from vlp_deploy.measuring.timing import PASSES, describe_machine
+from vlp_deploy.report.write import write_pages
 
 PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
 REPORT_FILE, COMPARISON_FILE = "bench.json", "comparison.json"
@@ -52,8 +60,37 @@ def bench(
     data_classes: Annotated[
         bool, typer.Option(help="Classify into the class names of --data, not the bundle's.")
     ] = False,
+    unknown: Annotated[
+        Path | None,
+        typer.Option(help="Images of none of the classes: how well 'none of these' can be told."),
+    ] = None,
+    domain: Annotated[
+        str | None,
+        typer.Option(
+            help="Regular expression; its group, in an image's path, is the image's domain (style, "
+            "camera, site): top-1 for each."
+        ),
+    ] = None,
+    base_classes: Annotated[
+        Path | None,
+        typer.Option(
+            help="File of the classes that were tuned on: base, new, harmonic mean. Default: with "
+            "--data-classes the bundle's own, if --data has others too."
+        ),
+    ] = None,
+    transfer: Annotated[
+        list[Path] | None,
+        typer.Option(help="Other labelled images, classified into class names of their own."),
+    ] = None,
+    beside: Annotated[
+        list[Path] | None,
+        typer.Option(help="Another bundle of the same classes, of another precision say."),
+    ] = None,
     against: Annotated[
-        str, typer.Option(help="Run the same classifier beside it, comma-separated: torch.")
+        str,
+        typer.Option(
+            help=f"Run the same classifier beside it; comma-separated: {', '.join(AGAINST)}."
+        ),
     ] = "",
     pretrained: Annotated[
         str | None, typer.Option(help="The backbone's weights, for --against torch.")
@@ -62,11 +99,36 @@ def bench(
         list[int] | None, typer.Option(min=1, help="Batch sizes: 1, 8, or the bundle's own.")
     ] = None,
     seconds: Annotated[float, typer.Option(min=0, help="Time to spend on each batch size.")] = 5.0,
+    concurrency: Annotated[
+        str,
+        typer.Option(
+            help="Closed loops: callers at a time, each calling again when it is answered. '' "
+            "leaves them out."
+        ),
+    ] = "1,2,4",
+    rate: Annotated[
+        str,
+        typer.Option(
+            help="Open loops: requests a second, comma-separated; latency counts from the moment "
+            "a request was due."
+        ),
+    ] = "",
+    constant_rate: Annotated[
+        bool, typer.Option(help="Requests of open loops come evenly, not as a Poisson process.")
+    ] = False,
+    stages: Annotated[
+        bool, typer.Option(help="Also time reading, decoding, preprocessing, engine and head.")
+    ] = True,
     threads: Annotated[int, typer.Option(min=0, help="0: one for every core.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
-    cold_start: Annotated[bool, typer.Option(help="Also measure fresh processes.")] = True,
+    cold_start: Annotated[
+        bool, typer.Option(help="Also measure fresh processes: cold start, matrix products.")
+    ] = True,
     output: Annotated[
-        Path | None, typer.Option(help=f"Folder for {REPORT_FILE}; replaced if it is there.")
+        Path | None,
+        typer.Option(
+            help="Folder for bench.json, report.html and report.md, which replace older ones."
+        ),
     ] = None,
     compare: Annotated[
         tuple[Path, Path] | None,
@@ -82,6 +144,8 @@ def bench(
         _require_writable(output, COMPARISON_FILE if compare else REPORT_FILE)
     if compare:
         return _compare(compare, output)
+    rivals = rival_names(against)
+    plan = LoopPlan.read(concurrency, rate, constant=constant_rate, seconds=seconds)
     machine = describe_machine(PACKAGES)  # its load before we add to it
     dataset = load_dataset(data, image_root=image_root, classnames=classnames) if data else None
     opened = Bundle(bundle or default_bundle())
@@ -89,28 +153,47 @@ def bench(
     classifier = Classifier.load(opened.path, engine=engine, threads=threads)
     if dataset and data_classes:
         classifier = classifier.with_classes(list(dataset.class_names))
-    samples = measuring.labels_in_bundle(dataset, classifier.classes) if dataset else []
-    contenders: dict[str, Contender] = {OURS: classifier}
-    for name in filter(None, against.split(",")):
-        contenders[name] = _rival(name, opened, classifier.classes, pretrained, threads)
-
+    questions = _questions(
+        dataset,
+        classifier,
+        unknown=unknown,
+        domain=domain,
+        base_classes=base_classes,
+        transfer=transfer or [],
+    )
+    contenders = _contenders(
+        classifier, rivals=rivals, pretrained=pretrained, beside=beside or [], threads=threads
+    )
     alone = fixed_batch(opened.manifest.structure)  # the one batch size that there is, if so
     batches = batch or ([alone] if alone else [1, 8])
-    steps = PASSES * len(batches) + len(samples) * len(contenders)
+    steps = PASSES * len(batches) + len(plan) * len(contenders)
+    steps += questions.images(len(contenders)) if questions else 0
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("latency", total=steps)
+
+        def progress(text: str, n: int) -> None:
+            bar.update(task, advance=n, description=text)
+
         results = measuring.measure_contenders(
             contenders,
             opened,
-            samples,
             batches=batches,
             seconds=seconds,
             threads=threads,
-            progress=lambda text, n: bar.update(task, advance=n, description=text),
+            progress=progress,
         )
-        bar.update(task, description="cold start")
-        starts = cold_start and alone in (None, 1)  # one image is classified
-        start = measuring.measure_cold_start(opened, engine=engine) if starts else None
+        results = with_loops(results, contenders, opened, plan=plan, progress=progress)
+        results = tuple(_with_kind(result, contenders[result.name]) for result in results)
+        found = None
+        if questions:
+            evaluator = Evaluator.of(opened, progress)
+            results, found = evaluate(results, contenders, classifier, questions, evaluator)
+        bar.update(task, description="one image")
+        one = alone in (None, 1)  # whether one image alone can be classified
+        costs = _stages(classifier, questions, seconds) if stages and one else None
+        start = measuring.measure_cold_start(opened, engine=engine) if cold_start and one else None
+        tower = opened.manifest.backbone.config.vision
+        rates = measure_gemm(tower, batches=batches, threads=threads) if cold_start else ()
     manifest = opened.manifest
     report = BenchReport(
         bundle=str(opened.path),
@@ -124,11 +207,61 @@ def bench(
         machine=machine,
         warnings=measuring.warnings_about(machine, results[0].latencies),
         cold_start=start,
+        stages=costs,
+        gemm=rates,
+        findings=found,
         contenders=results,
     )
+    _finish(report, output)
+
+
+def _finish(report: BenchReport, output: Path | None) -> None:
+    """Show the report before it is written: a full disk takes nothing away."""
     show(report_tables(report))
     if output:
         _write(report, output / REPORT_FILE)
+        write_pages(report, output)
+
+
+def _contenders(
+    classifier: Classifier,
+    *,
+    rivals: Sequence[str],
+    pretrained: str | None,
+    beside: Sequence[Path],
+    threads: int,
+) -> dict[str, Contender]:
+    """The bundle first, then what it is compared with, all for the same classes."""
+    found: dict[str, Contender] = {OURS: classifier}
+    for name in rivals:
+        found[name] = load_rival(
+            name,
+            classifier.bundle,
+            classes=classifier.classes,
+            pretrained=pretrained,
+            threads=threads,
+        )
+    for path in beside:
+        if path.name in found:
+            raise DataError(
+                f"--beside {path}: there is a contender named {path.name!r} already. Rename the "
+                "folder"
+            )
+        found[path.name] = load_in(
+            classifier.engine, path, classes=classifier.classes, threads=threads
+        )
+    return found
+
+
+def _stages(classifier: Classifier, questions: Questions | None, seconds: float) -> Stages:
+    """What one image costs: of the labelled images, or of the bundle's own as JPEG files."""
+    if questions:
+        paths = [sample.path for sample in questions.samples]
+        return measure_stages(classifier, paths, source="labelled images", seconds=seconds)
+    with tempfile.TemporaryDirectory() as folder:
+        paths = write_golden_images(classifier.bundle, Path(folder))
+        source = "the bundle's golden images as JPEG files"
+        return measure_stages(classifier, paths, source=source, seconds=seconds)
 
 
 def _require_writable(folder: Path, file: str) -> None:
@@ -145,14 +278,48 @@ def _require_writable(folder: Path, file: str) -> None:
         raise DataError(f"--output: {folder / file} is a folder. Choose another --output")
 
 
-def _rival(
-    name: str, bundle: Bundle, classes: tuple[str, ...], pretrained: str | None, threads: int
-) -> Contender:
-    if name not in AGAINST:
-        raise EngineError(f"--against {name}: unknown. Available: {', '.join(AGAINST)}")
-    load = load_function(AGAINST[name], what=f"`vlp bench --against {name}`")
-    contender: Contender = load(bundle, classes=classes, pretrained=pretrained, threads=threads)
-    return contender
+def _questions(
+    dataset: Dataset | None,
+    classifier: Classifier,
+    *,
+    unknown: Path | None,
+    domain: str | None,
+    base_classes: Path | None,
+    transfer: Sequence[Path],
+) -> Questions | None:
+    """What to ask of labelled images; None without any."""
+    if dataset is None:
+        if unknown or domain or base_classes or transfer:
+            raise DataError(
+                "--unknown, --domain, --base-classes and --transfer are about the answers to "
+                "labelled images. Give some with --data"
+            )
+        return None
+    samples = labels_in_bundle(dataset, classifier.classes)
+    return Questions(
+        samples=samples,
+        domain=domain_pattern(domain) if domain else None,
+        base=_base(base_classes, classifier, {classifier.classes[s.label] for s in samples}),
+        strangers=unknown_samples(unknown, classifier.classes) if unknown else (),
+        transfer=[load_dataset(path) for path in transfer],
+    )
+
+
+def _base(file: Path | None, classifier: Classifier, labelled: Set[str]) -> tuple[str, ...]:
+    """The classes that were tuned on, if there are labelled images of others as well."""
+    if file:
+        return tuple(synonyms[0] for synonyms in read_class_list(file))
+    own = classifier.bundle.manifest.classes
+    known = {name_key(name) for name in own}
+    shared = {name_key(name) for name in labelled} & known
+    return own if shared and len(shared) < len(labelled) else ()
+
+
+def _with_kind(result: ContenderResult, contender: Contender) -> ContenderResult:
+    engine, precision = result.name, "fp32"
+    if isinstance(contender, Classifier):
+        engine, precision = contender.engine, contender.bundle.manifest.precision
+    return msgspec.structs.replace(result, engine=engine, precision=precision)
 
 
 def show(parts: Iterable[Shown]) -> None:

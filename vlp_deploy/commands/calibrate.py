@@ -4,7 +4,7 @@ One half of the images is fitted to, the other tells how well it worked; what is
 told of. Legend: n labelled images, m images of no class, K classes.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -15,20 +15,20 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from vlp_deploy.classes.class_list import name_key
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.data.dataset import Dataset, Sample, load_dataset
+from vlp_deploy.data.dataset import Sample, load_dataset
+from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.errors import DataError
 from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle, check_target, write_calibrated
-from vlp_deploy.images.loading import IMAGE_SUFFIXES
-from vlp_deploy.measuring.bench import all_logits, labels_in_bundle
+from vlp_deploy.measuring.accuracy import confidence
 from vlp_deploy.measuring.calibration import (
     Calibration,
     fit_class_thresholds,
     fit_reject_threshold,
     fit_temperature,
 )
+from vlp_deploy.measuring.evaluation import all_logits, labels_in_bundle
 from vlp_deploy.measuring.metrics import (
     AnyFloats,
     Doubles,
@@ -38,9 +38,9 @@ from vlp_deploy.measuring.metrics import (
     expected_calibration_error,
     false_accepts_at,
     log_probabilities,
-    mean_interval,
     negative_log_likelihood,
     reliability,
+    share_interval,
 )
 
 LEAST_IMAGES = 20  # labelled ones; with fewer, halves say nothing
@@ -63,6 +63,8 @@ class Rejection(Record, frozen=True, kw_only=True):
 
     threshold: float
     asked: float  # the false-accept rate that was fitted for
+    fitted_to: int  # unknown images
+    held_out: int  # of the same unknown classes
     known_accepted: Interval
     same_unknown_accepted: Interval  # held-out images of the unknown classes fitted to
     other_unknown_accepted: Interval | None  # of unknown classes that were kept apart
@@ -121,7 +123,7 @@ def calibrate(
     classifier = Classifier.load(bundle, engine=engine)
     samples = labels_in_bundle(dataset, classifier.classes)
     _check_enough(samples, data)
-    strangers = _unknown(unknown, classifier.classes) if unknown else ()
+    strangers = unknown_samples(unknown, classifier.classes) if unknown else ()
     with Progress(console=Console(stderr=True), transient=True) as bar:
         task = bar.add_task("reading images", total=len(samples) + len(strangers))
 
@@ -170,9 +172,9 @@ def fit(
     rejection = None
     if unknown is not None:
         rejection = _rejection(
-            _confidence(logits[use], temperature),
-            _confidence(logits[keep], temperature),
-            _confidence(unknown[0], temperature),
+            confidence(logits[use], temperature),
+            confidence(logits[keep], temperature),
+            confidence(unknown[0], temperature),
             unknown[1],
             false_accept=false_accept,
         )
@@ -228,9 +230,11 @@ def _rejection(
     return Rejection(
         threshold=threshold,
         asked=false_accept,
-        known_accepted=mean_interval(known_keep >= threshold),
-        same_unknown_accepted=mean_interval(same[keep] >= threshold),
-        other_unknown_accepted=mean_interval(unknown[other] >= threshold) if other.any() else None,
+        fitted_to=len(use),
+        held_out=len(keep),
+        known_accepted=share_interval(known_keep >= threshold),
+        same_unknown_accepted=share_interval(same[keep] >= threshold),
+        other_unknown_accepted=share_interval(unknown[other] >= threshold) if other.any() else None,
         auroc=area_under_roc(known_keep, everything),
         fpr95=false_accepts_at(known_keep, everything),
     )
@@ -253,12 +257,6 @@ def _held_out(logits: AnyFloats, labels: Labels, temperature: float) -> HeldOut:
     )
 
 
-def _confidence(logits: AnyFloats, temperature: float) -> Doubles:
-    """The largest probability of every image."""
-    confidence: Doubles = np.exp(log_probabilities(logits, temperature=temperature).max(axis=1))
-    return confidence
-
-
 def _check_enough(samples: Sequence[Sample], data: Path) -> None:
     labels = np.array([sample.label for sample in samples])
     if len(samples) < LEAST_IMAGES:
@@ -271,29 +269,6 @@ def _check_enough(samples: Sequence[Sample], data: Path) -> None:
             f"{data} has one image for every class: none is left to measure on after fitting. "
             "Give two or more of a class"
         )
-
-
-def _unknown(source: Path, classes: Sequence[str]) -> tuple[Sample, ...]:
-    """Images of none of `classes`, each with the number of its own class."""
-    flat = tuple(_images_in(source))
-    dataset = Dataset(class_names=("unknown",), splits={"all": flat}, source=source)
-    if not flat:
-        dataset = load_dataset(source)
-    known = {name_key(name) for name in classes}
-    if shared := [name for name in dataset.class_names if name_key(name) in known]:
-        raise DataError(
-            f"--unknown {source} has {len(shared)} classes that the bundle knows, first "
-            f"{shared[0]!r}. Unknown images must be of none of its classes"
-        )
-    return dataset.split("test")
-
-
-def _images_in(folder: Path) -> Iterator[Sample]:
-    """The image files right in a folder."""
-    if folder.is_dir():
-        for path in sorted(folder.iterdir()):
-            if path.suffix.lower() in IMAGE_SUFFIXES and path.is_file():
-                yield Sample(path=path, label=0)
 
 
 def _step(report: Report, data: Path, unknown: Path | None) -> dict[str, Any]:
@@ -316,7 +291,8 @@ def show(report: Report, output: Path) -> None:
     console.print(table, f"top-1 {held_out.accuracy:.1%}, which a temperature does not change.")
     if rejection := report.rejection:
         console.print(
-            f"Answers below a probability of {rejection.threshold:.4f} are 'none of these':"
+            f"Answers below a probability of {rejection.threshold:.4f} are 'none of these'; fitted "
+            f"to {rejection.fitted_to} unknown images. On {rejection.held_out} more, and on others:"
         )
         accepted = Table("accepted", "share", "95 % interval")
         rows = {
@@ -334,4 +310,6 @@ def show(report: Report, output: Path) -> None:
         console.print(
             f"known against unknown: AUROC {rejection.auroc:.3f}, FPR95 {rejection.fpr95:.1%}"
         )
-    console.print(f"{output} written. Next: vlp classify images/ --bundle {output}", soft_wrap=True)
+    option = " --reject" if report.rejection else " --multi-label" if report.thresholds else ""
+    following = f"vlp classify images/ --bundle {output}{option}"
+    console.print(f"{output} written. Next: {following}", soft_wrap=True)

@@ -1,8 +1,8 @@
-"""A bundle's latency, throughput, cold start and accuracy, beside what users would run instead.
+"""A bundle's latency, throughput and cold start, beside what users would run instead.
 
 Everything is measured in one run on one machine: contenders take turns, and the text embeddings of
-every contender are computed beforehand, where they do not depend on the image. B batch, K classes,
-S image size.
+every contender are computed beforehand, where they do not depend on the image. B batch, S image
+size.
 """
 
 import os
@@ -13,20 +13,14 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image
 
-from vlp_deploy.classes.coupled import fixed_batch
-from vlp_deploy.data.dataset import Dataset, Sample
-from vlp_deploy.errors import DataError, EngineError, VlpError
-from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.bundle import Bundle
-from vlp_deploy.images.loading import load_image
-from vlp_deploy.images.preprocess import preprocess
-from vlp_deploy.measuring.records import Accuracy, Agreement, ColdStart, ContenderResult
+from vlp_deploy.measuring.contender import Contender, Pixels, Progress
+from vlp_deploy.measuring.records import ColdStart, ContenderResult
 from vlp_deploy.measuring.timing import (
     PASSES,
     Doubles,
@@ -39,24 +33,10 @@ from vlp_deploy.measuring.timing import (
     take_turns,
 )
 
-Floats = NDArray[np.float32]
-Pixels = NDArray[np.uint8]
-Progress = Callable[[str, int], None]  # what is being done, and how many steps of it just were
-
-# what else can run the same tuned classifier -> the function that loads it
-AGAINST = {"torch": "vlp_train.eager:load_eager"}
-ACCURACY_BATCH = 64
 LEAST_ROUNDS = 2  # of a pass
 MOST_LOAD = 0.5  # of the cores, by other programs
 MOST_WAVERING = 1.3  # between the slowest pass of the reference work and the fastest
 REFERENCE_WORK = "reference work"
-
-
-class Contender(Protocol):
-    """Anything that turns pixels into logits."""
-
-    def logits(self, pixels: Pixels) -> Floats:
-        """uint8 (B, 3, S, S) → (B, K)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,15 +50,13 @@ class Times:
 def measure_contenders(
     contenders: Mapping[str, Contender],
     bundle: Bundle,
-    samples: Sequence[Sample],
     *,
     batches: Sequence[int],
     seconds: float,
     threads: int,
     progress: Progress,
 ) -> tuple[ContenderResult, ...]:
-    """Latency of all contenders by turns, then their logits for `samples`. The first is the
-    reference.
+    """Latency of all contenders by turns. The first is what the others are compared with.
 
     `seconds` are spent on every batch size.
     """
@@ -86,14 +64,6 @@ def measure_contenders(
     times = measure_latencies(
         contenders, pixels, batches=batches, seconds=seconds, threads=threads, progress=progress
     )
-    batch = fixed_batch(bundle.manifest.structure)
-    logits = {
-        name: all_logits(
-            contender, samples, bundle.manifest.preprocessing, progress=progress, batch=batch
-        )
-        for name, contender in (contenders.items() if samples else ())
-    }
-    labels = np.array([sample.label for sample in samples], np.int64)
     reference, work = next(iter(contenders)), times[REFERENCE_WORK]
     cached = bundle.class_bank().embeddings is not None
     return tuple(
@@ -108,8 +78,6 @@ def measure_contenders(
                 paired_ratio(np.concatenate(ms), np.concatenate(times[reference].passes[n]))
                 for n, ms in times[name].passes.items()
             ),
-            accuracy=accuracy(logits[name], labels) if samples else None,
-            agreement=agreement(logits[reference], logits[name]) if samples else None,
         )
         for name in contenders
     )
@@ -169,72 +137,6 @@ def warnings_about(machine: Machine, measured: Sequence[Latency]) -> tuple[str, 
             f"{max(work):.2f} ms. Trust ratios only"
         )
     return tuple(found)
-
-
-def all_logits(
-    contender: Contender,
-    samples: Sequence[Sample],
-    preprocessing: Preprocessing,
-    *,
-    progress: Progress,
-    batch: int | None = None,
-) -> Floats:
-    """Logits (n, K) of every sample, exactly decoded; DataError names an unreadable image.
-
-    With `batch`, every run has exactly as many images: what the last one lacks is filled with its
-    own images again.
-    """
-    rows, size = [], batch or ACCURACY_BATCH
-    for start in range(0, len(samples), size):
-        chunk = samples[start : start + size]
-        pixels = np.stack([_pixels(s.path, preprocessing) for s in chunk])
-        full = pixels if batch is None else np.resize(pixels, (batch, *pixels.shape[1:]))
-        rows.append(contender.logits(full)[: len(chunk)])
-        progress("accuracy", len(chunk))
-    return np.concatenate(rows)
-
-
-def _pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
-    try:
-        return preprocess(load_image(path), preprocessing)
-    except VlpError as error:
-        raise DataError(f"test image {path}: {error}. Mend or remove it") from error
-
-
-def accuracy(logits: Floats, labels: NDArray[np.int64]) -> Accuracy:
-    """Top-1 and top-5 of logits (n, K) against labels (n,); ties and NaN count as wrong."""
-    of_truth = logits[np.arange(len(labels)), labels][:, None]
-    rank = (~(logits < of_truth)).sum(axis=1)  # 1 = best
-    return Accuracy(
-        images=len(labels), top1=float((rank <= 1).mean()), top5=float((rank <= 5).mean())
-    )
-
-
-def agreement(reference: Floats, other: Floats) -> Agreement:
-    """Compare two contenders' logits (n, K)."""
-    return Agreement(
-        images=len(reference),
-        max_logit_difference=float(np.abs(reference - other).max()),
-        same_top1=int((reference.argmax(axis=1) == other.argmax(axis=1)).sum()),
-    )
-
-
-def labels_in_bundle(dataset: Dataset, classes: Sequence[str]) -> list[Sample]:
-    """The test samples with labels counted in the bundle's `classes`.
-
-    Raises DataError if DATA has classes that the bundle lacks.
-    """
-    index = {name: number for number, name in enumerate(classes)}
-    if strangers := [name for name in dataset.class_names if name not in index]:
-        raise DataError(
-            f"{dataset.source} has {len(strangers)} classes that the bundle does not know, first "
-            f"{strangers[0]!r}; the bundle has {len(classes)}. Add --data-classes to classify "
-            "into the classes of the data instead"
-        )
-    return [
-        Sample(path=sample.path, label=index[dataset.class_names[sample.label]])
-        for sample in dataset.split("test")
-    ]
 
 
 # `vlp` in a process that says in the end what memory it took. The parent cannot ask the system for

@@ -3,7 +3,7 @@
 It is measured in a process of its own, because NumPy's library takes its number of threads from the
 environment when it is loaded. B batch.
 
-    python -m vlp_deploy.measuring.gemm ROWS INNER COLUMNS SECONDS
+    python -m vlp_deploy.measuring.gemm ROWS INNER COLUMNS
 """
 
 import os
@@ -20,20 +20,20 @@ from vlp_deploy.measuring.records import BenchReport, GemmRate
 from vlp_deploy.measuring.timing import Latency, milliseconds
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-LEAST_CALLS = 5
+SECONDS, LEAST_CALLS = 0.5, 5
 
 
 def measure_gemm(
-    tower: VisionTower, *, batches: Sequence[int], threads: int, seconds: float
+    tower: VisionTower, *, batches: Sequence[int], threads: int
 ) -> tuple[GemmRate, ...]:
     """For each batch size the best rate of tokens of all images · the first matrix of an MLP."""
-    return tuple(_rate(tower, batch=batch, threads=threads, seconds=seconds) for batch in batches)
+    return tuple(_rate(tower, batch=batch, threads=threads) for batch in batches)
 
 
-def _rate(tower: VisionTower, *, batch: int, threads: int, seconds: float) -> GemmRate:
+def _rate(tower: VisionTower, *, batch: int, threads: int) -> GemmRate:
     rows = batch * (tower.patches + 1)  # prompts left out: a few tokens more change no rate
     shape = (rows, tower.width, tower.mlp_width)
-    command = [sys.executable, "-m", __name__, *map(str, shape), str(seconds)]
+    command = [sys.executable, "-m", __name__, *map(str, shape)]
     environment = {**os.environ, **dict.fromkeys(THREAD_VARIABLES, str(threads))}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
@@ -61,14 +61,14 @@ def gemm_share(report: BenchReport, latency: Latency) -> float | None:
     return report.gflops_per_image * latency.batch / (latency.p50_ms / 1000) / best
 
 
-def best_rate(rows: int, inner: int, columns: int, seconds: float) -> float:
-    """GFLOP/s of the fastest of the products that fit into `seconds`."""
+def best_rate(rows: int, inner: int, columns: int) -> float:
+    """GFLOP/s of the fastest of the products that fit into SECONDS."""
     random = np.random.default_rng(0)
     left = random.standard_normal((rows, inner), np.float32)
     right = random.standard_normal((inner, columns), np.float32)
     product = np.empty((rows, columns), np.float32)
     times: list[float] = []
-    deadline = time.perf_counter() + seconds
+    deadline = time.perf_counter() + SECONDS
     while len(times) < LEAST_CALLS or time.perf_counter() < deadline:
         times.append(milliseconds(lambda: np.matmul(left, right, out=product)))
     return 2 * rows * inner * columns / min(times) / 1e6
@@ -81,6 +81,5 @@ def library_name() -> str:
 
 
 if __name__ == "__main__":
-    *numbers, period = sys.argv[1:]
-    sizes = [int(number) for number in numbers]
-    print(library_name(), best_rate(sizes[0], sizes[1], sizes[2], float(period)))
+    sizes = [int(argument) for argument in sys.argv[1:]]
+    print(library_name(), best_rate(sizes[0], sizes[1], sizes[2]))

@@ -12,12 +12,14 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Self
 
 import msgspec
 import numpy as np
 
 from vlp_deploy.errors import DataError
-from vlp_deploy.measuring.contender import Contender, Pixels, Progress
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.measuring.contender import Contender, Progress
 from vlp_deploy.measuring.records import ContenderResult, Loop
 from vlp_deploy.measuring.timing import Doubles, spread
 
@@ -185,6 +187,16 @@ class LoopPlan:
     constant: bool
     seconds: float
 
+    @classmethod
+    def read(cls, concurrencies: str, rates: str, *, constant: bool, seconds: float) -> Self:
+        """From comma-separated lists. Raises DataError."""
+        return cls(
+            concurrencies=counts_in(concurrencies, option="--concurrency"),
+            rates=numbers_in(rates, option="--rate"),
+            constant=constant,
+            seconds=seconds,
+        )
+
     def __len__(self) -> int:
         return len(self.concurrencies) + len(self.rates)
 
@@ -206,16 +218,19 @@ class LoopPlan:
 def with_loops(
     results: Sequence[ContenderResult],
     contenders: Mapping[str, Contender],
-    images: Pixels,
+    bundle: Bundle,
     *,
     plan: LoopPlan,
     progress: Progress,
 ) -> tuple[ContenderResult, ...]:
-    """The results with the loops of every contender, whose calls are of `images` (B, 3, S, S)."""
+    """The results with the loops of every contender, at the smallest batch that was measured."""
+    pixels = bundle.golden().pixels
+    batch = min(latency.batch for latency in results[0].latencies)
+    images = np.resize(pixels, (batch, *pixels.shape[1:]))  # (B, 3, S, S)
     found = []
     for result in results:
         contender, loops = contenders[result.name], []
-        for loop in plan.run(partial(contender.logits, images), batch=len(images)):
+        for loop in plan.run(partial(contender.logits, images), batch=batch):
             loops.append(loop)
             progress(f"{loop.kind} loops", 1)
         found.append(msgspec.structs.replace(result, loops=tuple(loops)))

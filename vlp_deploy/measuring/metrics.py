@@ -7,6 +7,7 @@ Legend: n images, K classes, R bootstrap resamples, C quantities that are resamp
 """
 
 from collections.abc import Sequence
+from math import sqrt
 
 import numpy as np
 from numpy.typing import NDArray
@@ -70,6 +71,7 @@ def negative_log_likelihood(log_p: Doubles, labels: Labels) -> float:
 
 def reliability(confidence: Doubles, correct: Booleans) -> tuple[Bin, ...]:
     """Confidences (n,) and hits (n,) sorted into ECE_BINS bins of equal width; empty ones too."""
+    confidence = np.nan_to_num(confidence)  # what is no number is sure of nothing
     edges = np.minimum((confidence * ECE_BINS).astype(int), ECE_BINS - 1)
     bins = []
     for index in range(ECE_BINS):
@@ -125,6 +127,17 @@ def mean_intervals(values: NDArray[np.generic]) -> tuple[Interval, ...]:
     low, high = np.percentile(means, LEVEL, axis=0)
     triples = zip(numbers.mean(axis=0), low, high, strict=True)
     return tuple(Interval(value=float(m), low=float(a), high=float(b)) for m, a, b in triples)
+
+
+def share_interval(hits: Booleans) -> Interval:
+    """The share of (n,) that is true, with the binomial 95 % interval of Wilson (1927).
+
+    A bootstrap of no hits at all would be sure that there never are any.
+    """
+    count, share, z = len(hits), float(hits.mean()), 1.959964
+    middle = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * sqrt(share * (1 - share) / count + (z / (2 * count)) ** 2)
+    return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 
 def difference_interval(first: NDArray[np.generic], second: NDArray[np.generic]) -> Interval:

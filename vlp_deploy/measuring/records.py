@@ -6,27 +6,12 @@ Times are wall-clock milliseconds unless the name says otherwise. B batch, K cla
 from typing import Literal
 
 from vlp_deploy.formats.architecture import Record
+from vlp_deploy.measuring.accuracy import Accuracy, Agreement, Findings
 from vlp_deploy.measuring.timing import Latency, Machine, Ratio, Spread
 
 SCHEMA_VERSION = 3
 OURS = "vlp-deploy"  # the contender that is the bundle itself
 STAGES = ("read", "decode", "preprocess", "engine", "head")
-
-
-class Accuracy(Record, frozen=True, kw_only=True):
-    """Share of test images whose class is first, or among the first five."""
-
-    images: int
-    top1: float
-    top5: float
-
-
-class Agreement(Record, frozen=True, kw_only=True):
-    """How far another contender's logits are from the bundle's, over all test images."""
-
-    images: int
-    max_logit_difference: float
-    same_top1: int
 
 
 class ColdStart(Record, frozen=True, kw_only=True):
@@ -41,7 +26,8 @@ class Loop(Record, frozen=True, kw_only=True):
     """Many callers at once. Closed: `concurrency` threads, each calls again when it is answered.
 
     Open: requests arrive at `rate` a second, whether or not the last ones are answered, and are
-    taken by `concurrency` threads; latency counts from the moment a request was due.
+    taken by `concurrency` threads; latency counts from the moment a request was due. Without
+    `kept_up` requests came faster than they were answered, and latency is how long the run was.
     """
 
     kind: Literal["closed", "open"]
@@ -51,6 +37,7 @@ class Loop(Record, frozen=True, kw_only=True):
     achieved_rate: float  # requests a second that were answered
     images_per_s: float
     unanswered: int = 0  # when the time was up; they count with their age by then
+    kept_up: bool = True
     latency: Spread
 
 
@@ -85,6 +72,8 @@ class ContenderResult(Record, frozen=True, kw_only=True):
     """
 
     name: str
+    engine: str = ""
+    precision: str = ""
     text_embeddings_cached: bool = True
     latencies: tuple[Latency, ...]
     ratios: tuple[Ratio, ...] = ()
@@ -113,4 +102,5 @@ class BenchReport(Record, frozen=True, kw_only=True):
     cold_start: ColdStart | None = None
     stages: Stages | None = None
     gemm: tuple[GemmRate, ...] = ()  # one for each batch size
+    findings: Findings | None = None  # what labelled images say of the bundle
     contenders: tuple[ContenderResult, ...]

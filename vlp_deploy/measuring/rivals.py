@@ -5,6 +5,7 @@ beforehand, where the method allows it.
 """
 
 from collections.abc import Sequence
+from pathlib import Path
 
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.errors import EngineError
@@ -44,18 +45,19 @@ def load_in_openvino(
     bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
 ) -> Classifier:
     """The bundle's own graph in OpenVINO."""
-    return _load_in("openvino", bundle, classes, threads)
+    return load_in("openvino", bundle.path, classes=classes, threads=threads)
 
 
 def load_in_onnxruntime(
     bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
 ) -> Classifier:
     """The bundle's own graph in onnxruntime."""
-    return _load_in("onnx", bundle, classes, threads)
+    return load_in("onnx", bundle.path, classes=classes, threads=threads)
 
 
-def _load_in(engine: str, bundle: Bundle, classes: Sequence[str], threads: int) -> Classifier:
-    classifier = Classifier.load(bundle.path, engine=engine, threads=threads)
+def load_in(engine: str, bundle: Path, *, classes: Sequence[str], threads: int) -> Classifier:
+    """A bundle in an engine, for these classes."""
+    classifier = Classifier.load(bundle, engine=engine, threads=threads)
     if classifier.classes == tuple(classes):
         return classifier
     return classifier.with_classes(list(classes))

@@ -5,11 +5,14 @@ from collections.abc import Iterator
 import numpy as np
 from rich.table import Table
 
+from vlp_deploy.measuring.accuracy import Accuracy, Agreement, Findings
 from vlp_deploy.measuring.compare import Comparison
+from vlp_deploy.measuring.gemm import gemm_share
 from vlp_deploy.measuring.records import OURS, BenchReport
 from vlp_deploy.measuring.timing import PERCENTILES, Spread
 
 Shown = str | Table
+MISTAKES = 5  # pairs of classes; a report has more
 
 
 def report_tables(report: BenchReport) -> Iterator[Shown]:
@@ -23,6 +26,9 @@ def report_tables(report: BenchReport) -> Iterator[Shown]:
     yield from (f"warning: {warning}" for warning in report.warnings)
     yield _latencies(report)
     yield from _ratios(report)
+    yield from _gemm_shares(report)
+    yield from _loops(report)
+    yield from _stages(report)
     yield from _accuracies(report)
     if report.cold_start:
         later = np.median(report.cold_start.later_s)
@@ -55,15 +61,95 @@ def _ratios(report: BenchReport) -> Iterator[Shown]:
             )
 
 
+def _gemm_shares(report: BenchReport) -> Iterator[Shown]:
+    rates = {rate.batch: rate for rate in report.gemm}
+    for latency in report.contenders[0].latencies:
+        share, rate = gemm_share(report, latency), rates.get(latency.batch)
+        if share is not None and rate is not None:
+            yield (
+                f"batch {latency.batch}: {share:.0%} of the best rate of a matrix product, "
+                f"{rate.gflops_per_s:.0f} GFLOP/s ({rate.rows} x {rate.inner} x {rate.columns}, "
+                f"{rate.threads} threads, {rate.library})"
+            )
+
+
+def _loops(report: BenchReport) -> Iterator[Shown]:
+    loops = [(contender.name, loop) for contender in report.contenders for loop in contender.loops]
+    if not loops:
+        return
+    table = Table("contender", "loop", "images/s", *(f"p{p} ms" for p in PERCENTILES), "calls")
+    for name, loop in loops:
+        kind = f"{loop.concurrency} at a time"
+        if loop.rate is not None:
+            kind = f"{loop.rate:g} a second" + ("" if loop.kept_up else ", too many")
+        calls = str(loop.latency.calls)
+        table.add_row(name, kind, f"{loop.images_per_s:.1f}", *_cells(loop.latency), calls)
+    yield table
+
+
+def _stages(report: BenchReport) -> Iterator[Shown]:
+    if report.stages:
+        table = Table("one image", *(f"p{p} ms" for p in PERCENTILES), "calls")
+        for name, spread in report.stages.spreads.items():
+            table.add_row(name, *_cells(spread), str(spread.calls))
+        yield table
+        yield f"of {report.stages.images} images: {report.stages.source}"
+
+
 def _accuracies(report: BenchReport) -> Iterator[Shown]:
     for contender in report.contenders:
         if contender.accuracy and contender.agreement:
-            yield (
-                f"{contender.name}: top-1 {contender.accuracy.top1:.2%}, top-5 "
-                f"{contender.accuracy.top5:.2%} of {contender.accuracy.images} images, decoded in "
-                f"full; same first class as {OURS} for {contender.agreement.same_top1}, largest "
-                f"difference of a logit {contender.agreement.max_logit_difference:.1e}"
-            )
+            yield f"{contender.name}: {_accuracy(contender.accuracy)}"
+            if contender is not report.contenders[0]:
+                yield _agreement(contender.agreement)
+    if report.findings:
+        yield from _findings(report.findings)
+
+
+def _accuracy(found: Accuracy) -> str:
+    return (
+        f"top-1 {found.top1.value:.2%} ({found.top1.low:.1%} to {found.top1.high:.1%}), top-5 "
+        f"{found.top5.value:.2%} of {found.images} images, decoded in full; likelihood "
+        f"{found.nll:.3f} nats, calibration error {found.ece:.1%}"
+    )
+
+
+def _agreement(found: Agreement) -> str:
+    apart = ""
+    if difference := found.top1_difference:
+        apart = (
+            f"; top-1 of {OURS} minus this {100 * difference.value:+.2f} points "
+            f"({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+        )
+    return (
+        f"  same first class as {OURS} for {found.same_top1}, largest difference of a logit "
+        f"{found.max_logit_difference:.1e}{apart}"
+    )
+
+
+def _findings(found: Findings) -> Iterator[Shown]:
+    named = [("domain", found.domains), ("other data", found.transfer)]
+    if both := found.base_to_new:
+        named.append((f"harmonic mean {both.harmonic_mean:.2%}", (both.base, both.new)))
+    for title, shares in named:
+        if shares:
+            table = Table(title, "images", "classes", "top-1", "95 % interval")
+            for share in shares:
+                top1 = share.top1
+                counts = (str(share.images), str(share.classes))
+                interval = f"{top1.low:.1%} to {top1.high:.1%}"
+                table.add_row(share.name, *counts, f"{top1.value:.2%}", interval)
+            yield table
+    if found.mistakes:
+        table = Table("class", "taken for", "images")
+        for mistake in found.mistakes[:MISTAKES]:
+            table.add_row(mistake.truth, mistake.answer, str(mistake.images))
+        yield table
+    if found.unknown:
+        yield (
+            f"known against {found.unknown.images} unknown images: AUROC {found.unknown.auroc:.3f},"
+            f" FPR95 {found.unknown.fpr95:.1%}"
+        )
 
 
 def comparison_tables(comparison: Comparison) -> Iterator[Shown]:

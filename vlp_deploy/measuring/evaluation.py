@@ -1,0 +1,234 @@
+"""Labelled images go through the bundle and its rivals; their logits become what is said of them.
+
+Images are decoded in full, as in training. n labelled images, B batch, K classes, S image size.
+"""
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.classes.class_list import name_key
+from vlp_deploy.classes.coupled import fixed_batch
+from vlp_deploy.classifier import Classifier
+from vlp_deploy.data.dataset import Dataset, Sample, Subset
+from vlp_deploy.errors import DataError, VlpError
+from vlp_deploy.formats.architecture import Preprocessing
+from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.images.loading import load_image
+from vlp_deploy.images.preprocess import preprocess
+from vlp_deploy.measuring.accuracy import (
+    BaseToNew,
+    Findings,
+    Share,
+    accuracy,
+    agreement,
+    base_to_new,
+    confidence,
+    findings,
+    share,
+    unknown,
+)
+from vlp_deploy.measuring.contender import Contender, Floats, Pixels, Progress
+from vlp_deploy.measuring.metrics import ranks
+from vlp_deploy.measuring.records import ContenderResult
+
+ACCURACY_BATCH = 64
+
+
+@dataclass(frozen=True, kw_only=True)
+class Questions:
+    """What labelled images are asked. `samples` have labels of the bundle's classes in use.
+
+    `base` are names of classes that were tuned on; the others are new. `transfer` are data sets
+    that are classified into class names of their own.
+    """
+
+    samples: Sequence[Sample]
+    domain: re.Pattern[str] | None = None
+    base: Sequence[str] = ()
+    strangers: Sequence[Sample] = ()
+    transfer: Sequence[Dataset] = ()
+
+    def images(self, contenders: int) -> int:
+        """How often an image is looked at, by all contenders together."""
+        for_the_bundle = len(self.strangers) + (len(self.samples) if self.base else 0)
+        others = sum(len(dataset.split("test")) for dataset in self.transfer)
+        return contenders * len(self.samples) + for_the_bundle + others
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluator:
+    """Runs contenders over images. `batch` is the only batch size there is, None: any."""
+
+    preprocessing: Preprocessing
+    temperature: float
+    progress: Progress
+    batch: int | None = None
+
+    @classmethod
+    def of(cls, bundle: Bundle, progress: Progress) -> "Evaluator":
+        """As `bundle` has its images and probabilities."""
+        return cls(
+            preprocessing=bundle.manifest.preprocessing,
+            temperature=bundle.manifest.temperature,
+            progress=progress,
+            batch=fixed_batch(bundle.manifest.structure),
+        )
+
+    def logits(self, contender: Contender, samples: Sequence[Sample]) -> Floats:
+        """Logits (n, K) of samples; DataError names an unreadable image."""
+        return all_logits(
+            contender, samples, self.preprocessing, progress=self.progress, batch=self.batch
+        )
+
+    def share(self, name: str, contender: Contender, samples: Sequence[Sample]) -> Share:
+        """Top-1 of a contender over samples."""
+        logits = self.logits(contender, samples)
+        return share(name, ranks(logits, labels_of(samples)) <= 1, samples)
+
+
+def evaluate(
+    results: Sequence[ContenderResult],
+    contenders: Mapping[str, Contender],
+    classifier: Classifier,
+    questions: Questions,
+    evaluator: Evaluator,
+) -> tuple[tuple[ContenderResult, ...], Findings]:
+    """Add accuracy and agreement to results, and say what is found about the bundle.
+
+    The first of `contenders` is `classifier`, the bundle's; each has a result of its name.
+    """
+    samples, labels = questions.samples, labels_of(questions.samples)
+    logits = {name: evaluator.logits(each, samples) for name, each in contenders.items()}
+    ours, *_ = logits.values()
+    completed = tuple(
+        msgspec.structs.replace(
+            result,
+            accuracy=accuracy(logits[result.name], labels, temperature=evaluator.temperature),
+            agreement=agreement(ours, logits[result.name], labels),
+        )
+        for result in results
+    )
+    found = findings(
+        ours,
+        samples,
+        classifier.classes,
+        temperature=evaluator.temperature,
+        domain=questions.domain,
+    )
+    return completed, _further(found, classifier, ours, questions, evaluator)
+
+
+def _further(
+    found: Findings,
+    classifier: Classifier,
+    logits: Floats,
+    questions: Questions,
+    evaluator: Evaluator,
+) -> Findings:
+    """What only the bundle is asked, with other classes or of other images."""
+    rejection = None
+    if questions.strangers:
+        temperature = evaluator.temperature
+        rejection = unknown(
+            confidence(logits, temperature),
+            confidence(evaluator.logits(classifier, questions.strangers), temperature),
+        )
+    return msgspec.structs.replace(
+        found,
+        base_to_new=_base_to_new(classifier, questions, evaluator) if questions.base else None,
+        transfer=tuple(
+            evaluator.share(
+                dataset.source.name,
+                classifier.with_classes(dataset.class_names),
+                dataset.split("test"),
+            )
+            for dataset in questions.transfer
+        ),
+        unknown=rejection,
+    )
+
+
+def _base_to_new(classifier: Classifier, questions: Questions, evaluator: Evaluator) -> BaseToNew:
+    base = {name_key(name) for name in questions.base}
+    halves: dict[Subset, list[int]] = {"base": [], "new": []}
+    for label in sorted({sample.label for sample in questions.samples}):
+        halves["base" if name_key(classifier.classes[label]) in base else "new"].append(label)
+    shares = []
+    for half, labels in halves.items():
+        if len(labels) < 2:
+            raise DataError(
+                f"the labelled images have {len(labels)} {half} classes; base and new ones are "
+                "classified among themselves, so at least 2 of each are needed. Check "
+                "--base-classes"
+            )
+        index = {label: number for number, label in enumerate(labels)}
+        samples = [
+            Sample(path=each.path, label=index[each.label])
+            for each in questions.samples
+            if each.label in index
+        ]
+        names = [classifier.classes[label] for label in labels]
+        shares.append(evaluator.share(half, classifier.with_classes(names), samples))
+    return base_to_new(*shares)
+
+
+def labels_of(samples: Sequence[Sample]) -> NDArray[np.int64]:
+    """The labels (n,) of samples."""
+    return np.array([sample.label for sample in samples], np.int64)
+
+
+def all_logits(
+    contender: Contender,
+    samples: Sequence[Sample],
+    preprocessing: Preprocessing,
+    *,
+    progress: Progress,
+    batch: int | None = None,
+) -> Floats:
+    """Logits (n, K) of every sample, exactly decoded; DataError names an unreadable image.
+
+    With `batch`, every run has exactly as many images: what the last one lacks is filled with its
+    own images again.
+    """
+    rows, size = [], batch or ACCURACY_BATCH
+    for start in range(0, len(samples), size):
+        chunk = samples[start : start + size]
+        pixels = np.stack([_pixels(s.path, preprocessing) for s in chunk])
+        full = pixels if batch is None else np.resize(pixels, (batch, *pixels.shape[1:]))
+        rows.append(contender.logits(full)[: len(chunk)])
+        progress("accuracy", len(chunk))
+    return np.concatenate(rows)
+
+
+def _pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
+    try:
+        return preprocess(load_image(path), preprocessing)
+    except VlpError as error:
+        raise DataError(f"test image {path}: {error}. Mend or remove it") from error
+
+
+def labels_in_bundle(dataset: Dataset, classes: Sequence[str]) -> list[Sample]:
+    """The test samples with labels counted in the bundle's `classes`.
+
+    Raises DataError if DATA has classes that the bundle lacks.
+    """
+    index = {name: number for number, name in enumerate(classes)}
+    if strangers := [name for name in dataset.class_names if name not in index]:
+        raise DataError(
+            f"{dataset.source} has {len(strangers)} classes that the bundle does not know, first "
+            f"{strangers[0]!r}; the bundle has {len(classes)}. Add --data-classes to classify "
+            "into the classes of the data instead"
+        )
+    samples = [
+        Sample(path=sample.path, label=index[dataset.class_names[sample.label]])
+        for sample in dataset.split("test")
+    ]
+    if not samples:
+        raise DataError(f"{dataset.source} has no image in its test split: nothing can be counted")
+    return samples

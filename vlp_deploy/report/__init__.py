@@ -1,0 +1,1 @@
+"""What was measured becomes pages that people look at: HTML with plots, and Markdown."""

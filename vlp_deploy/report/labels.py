@@ -1,0 +1,65 @@
+"""From names beside points to places where no two of them overlap."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from vlp_deploy.report.axes import BOTTOM, LEFT, LETTER, LINE, RIGHT, TOP
+from vlp_deploy.report.svg import Point, words
+
+GAP = 8.0  # between a point and its name
+# direction from the point and the text's anchor, the most pleasant first
+PLACES = (
+    (1, 0, "start"),
+    (-1, 0, "end"),
+    (0, -1.6, "middle"),
+    (0, 1.7, "middle"),
+    (1, -1.4, "start"),
+    (1, 1.4, "start"),
+    (-1, -1.4, "end"),
+    (-1, 1.4, "end"),
+)
+
+
+@dataclass(frozen=True)
+class Box:
+    """A rectangle on the paper."""
+
+    left: float
+    top: float
+    right: float
+    bottom: float
+
+    def overlaps(self, other: "Box") -> bool:
+        """Whether the two share a place."""
+        across = self.left < other.right and other.left < self.right
+        return across and self.top < other.bottom and other.top < self.bottom
+
+    def is_inside(self, other: "Box") -> bool:
+        """Whether all of it lies in `other`."""
+        across = other.left <= self.left and self.right <= other.right
+        return across and other.top <= self.top and self.bottom <= other.bottom
+
+
+PAPER = Box(LEFT, TOP - 4, RIGHT + 8, BOTTOM)
+
+
+def place_names(names: Sequence[tuple[str, Point]]) -> list[str]:
+    """A label for each name and its point, but for those that fit nowhere."""
+    taken = [Box(x - 6, y - 6, x + 6, y + 6) for _, (x, y) in names]
+    drawn = []
+    for number, (name, point) in enumerate(names):
+        others = taken[:number] + taken[number + 1 :]
+        for right, down, anchor in PLACES:
+            at = (point[0] + right * GAP, point[1] + down * GAP + 4)
+            box = _box(name, at, anchor)
+            if box.is_inside(PAPER) and not any(box.overlaps(other) for other in others):
+                taken.append(box)
+                drawn.append(words(name, at, "name", anchor=anchor))
+                break
+    return drawn
+
+
+def _box(name: str, at: Point, anchor: str) -> Box:
+    width = LETTER * len(name)
+    left = at[0] - {"start": 0, "middle": width / 2, "end": width}[anchor]
+    return Box(left, at[1] - LINE + 3, left + width, at[1] + 3)
