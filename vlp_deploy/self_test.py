@@ -20,13 +20,10 @@ from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle, ClassBank, Golden, Manifest
 from vlp_deploy.processor import processor_name
-from vlp_deploy.tolerance import logit_tolerance
+from vlp_deploy.tolerance import LEAST_COSINES, logit_tolerance
 
 Floats = NDArray[np.float32]
 RunImage = Callable[[NDArray[np.uint8]], tuple[Floats, Floats]]  # pixels -> embeddings, logits
-
-# smallest cosine between embeddings, where it computes in less
-COSINES = {"fp16": 0.999, "bf16": 0.999, "int8": 0.99, "fp8": 0.99}
 
 
 class Verdict(Record, frozen=True, kw_only=True):
@@ -110,14 +107,17 @@ def _complaint(manifest: Manifest, golden: Golden, run: RunImage) -> str:
 def _difference(
     manifest: Manifest, found: tuple[Floats, Floats], expected: tuple[Floats, Floats]
 ) -> str:
-    if manifest.precision == "fp32":
-        tolerance = logit_tolerance(manifest.logit_scale)
-        largest = float(np.abs(found[1] - expected[1]).max())
-        return (
-            f"a logit differs by {largest:.2e}, allowed are {tolerance:.0e}"
-            if largest > tolerance
-            else ""
-        )
-    least = COSINES[manifest.precision]
-    cosine = float((found[0] * expected[0]).sum(axis=1).min())  # both are L2-normalised
-    return f"a cosine is {cosine:.4f}, needed is {least}" if cosine < least else ""
+    """Logits in every precision; below float32 first the directions of the embeddings."""
+    precision = manifest.precision
+    if precision != "fp32":
+        least = LEAST_COSINES[precision]
+        cosine = float((found[0] * expected[0]).sum(axis=1).min())  # both are L2-normalised
+        if cosine < least:
+            return f"a cosine is {cosine:.4f}, needed is {least}"
+    tolerance = logit_tolerance(manifest.logit_scale, precision)
+    largest = float(np.abs(found[1] - expected[1]).max())
+    return (
+        f"a logit differs by {largest:.2e}, allowed are {tolerance:.0e}"
+        if largest > tolerance
+        else ""
+    )

@@ -63,10 +63,13 @@ FORMULAS: dict[str, Callable[[Sequence[Shape], Shape], int]] = {
 }
 WITHOUT_PRODUCTS = frozenset(
     {
-        *("Add", "Cast", "Concat", "Div", "Erf", "Expand", "Gather", "GatherND"),
-        *("LayerNormalization", "Mul", "Pad", "ReduceL2", "ReduceMax", "ReduceMean", "Relu"),
-        *("Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Squeeze", "TopK"),
-        *("Transpose", "Unsqueeze", "Where"),
+        *("Add", "AveragePool", "BatchNormalization", "Cast", "Clip", "Concat"),
+        *("DequantizeLinear", "Div", "Erf", "Expand", "Flatten", "Gather", "GatherND", "Gelu"),
+        *("GlobalAveragePool", "HardSigmoid", "HardSwish", "Identity", "LayerNormalization"),
+        *("MaxPool", "Mul", "Neg", "Pad", "Pow", "QuantizeLinear", "Range", "ReduceL2"),
+        *("ReduceMax", "ReduceMean", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid"),
+        *("Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Tanh", "TopK", "Transpose"),
+        *("Unsqueeze", "Where"),
     }
 )
 

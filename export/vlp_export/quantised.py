@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlp_export.graph import Value
-from vlp_export.ranges import Floats, Range, large_products
+from vlp_export.ranges import Floats, Range, activation, large_products, matrix
 from vlp_export.rewriting import Rewriter, constant
 
 LEAST_SCALE = 1e-12  # of what is always zero
@@ -43,7 +43,7 @@ class Scheme:
 UNSIGNED = Scheme(activations=np.dtype(np.uint8), weights=np.dtype(np.int8), largest=127)
 SIGNED = Scheme(activations=np.dtype(np.int8), weights=np.dtype(np.int8), largest=127)
 _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
-FP8 = Scheme(activations=_FP8, weights=_FP8, largest=float(ml_dtypes.finfo(_FP8).max))
+FP8 = Scheme(activations=_FP8, weights=_FP8, largest=448)
 
 
 def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> ir.Model:
@@ -51,16 +51,14 @@ def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> i
     rewriter = Rewriter(model)
     made: dict[Value, Value] = {}
     for node in large_products(rewriter.model):
-        activation, matrix = node.inputs
-        assert activation is not None
-        assert matrix is not None
-        if activation not in made:
-            found = ranges[str(activation.name)]
-            made[activation] = _quantised_activation(rewriter, activation, found, scheme, node)
-        if matrix not in made:
-            made[matrix] = _quantised_matrix(rewriter, matrix, scheme, node)
-        node.replace_input_with(0, made[activation])
-        node.replace_input_with(1, made[matrix])
+        first, second = activation(node), matrix(node)
+        if first not in made:
+            found = ranges[str(first.name)]
+            made[first] = _quantised_activation(rewriter, first, found, scheme, node)
+        if second not in made:
+            made[second] = _quantised_matrix(rewriter, second, scheme, node)
+        node.replace_input_with(0, made[first])
+        node.replace_input_with(1, made[second])
     return rewriter.finished()
 
 
@@ -103,10 +101,10 @@ def _quantised_matrix(rewriter: Rewriter, matrix: Value, scheme: Scheme, before:
     )
 
 
-def rounded_matrix(matrix: Floats, scheme: Scheme) -> tuple[NDArray[Any], Floats]:
+def rounded_matrix(weights: Floats, scheme: Scheme) -> tuple[NDArray[Any], Floats]:
     """(d_in, d_out) in 8 bits, and the scales of the columns (d_out,)."""
-    scales = np.maximum(np.abs(matrix).max(axis=0) / scheme.largest, LEAST_SCALE)
-    units = matrix / scales
+    scales = np.maximum(np.abs(weights).max(axis=0) / scheme.largest, LEAST_SCALE)
+    units = weights / scales
     if np.issubdtype(scheme.weights, np.integer):
         units = np.rint(units)
     return units.astype(scheme.weights), np.asarray(scales, np.float32)

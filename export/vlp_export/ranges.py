@@ -3,7 +3,7 @@
 Legend: T rows of an activation over all images, d its width.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,7 @@ from vlp_export.rewriting import constant
 from vlp_export.session import Session
 
 Floats = NDArray[np.float32]
+RunGraph = Callable[[Mapping[str, NDArray[Any]]], dict[str, Floats]]  # inputs → outputs
 MATRIX_RANK = 2
 
 
@@ -51,24 +52,41 @@ def large_products(model: ir.Model) -> list[ir.Node]:
     ]
 
 
-def measure_ranges(
-    model: ir.Model, inputs: Iterable[Mapping[str, NDArray[Any]]]
-) -> dict[str, Range]:
-    """Ranges of the first factors of `large_products`, by their names, over all these inputs."""
+def activation(product: ir.Node) -> ir.Value:
+    """The first factor of a product."""
+    value = product.inputs[0]
+    assert value is not None
+    return value
+
+
+def matrix(product: ir.Node) -> ir.Value:
+    """The second factor of a product."""
+    value = product.inputs[1]
+    assert value is not None
+    return value
+
+
+def measure_ranges(model: ir.Model, drive: Callable[[RunGraph], None]) -> dict[str, Range]:
+    """Ranges of the first factors of `large_products`, by their names.
+
+    `drive` runs the graph on whatever it likes; all that is seen counts.
+    """
     probe = model.clone()
-    activations = {str(node.inputs[0].name): node.inputs[0] for node in large_products(probe)}
-    probe.graph.outputs.clear()
+    activations = {str(value.name): value for value in map(activation, large_products(probe))}
     for value in activations.values():
         value.dtype = ir.DataType.FLOAT
         probe.graph.outputs.append(value)
-    read = {str(value.name) for value in probe.graph.inputs if value.uses()}
     session = Session(to_bytes(probe))
     found: dict[str, Range] = {}
-    for batch in inputs:
-        given = {name: array for name, array in batch.items() if name in read}
-        for name, activation in session(given).items():
-            seen = _range_of(activation)
+
+    def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+        outputs = session(inputs)
+        for name in activations:
+            seen = _range_of(outputs[name])
             found[name] = found[name].joined(seen) if name in found else seen
+        return outputs
+
+    drive(run)
     return found
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import onnx_ir as ir
 from numpy.typing import NDArray
+from onnx_ir.passes.common import ShapeInferencePass
 
 from vlp_export.graph import Attribute, Value
 
@@ -59,10 +60,8 @@ def constant(value: Value | None) -> NDArray[Any] | None:
     return value.const_value.numpy()
 
 
-def float_types(model: ir.Model) -> dict[str, ir.DataType]:
+def value_types(model: ir.Model) -> dict[str, ir.DataType]:
     """The type of every value by its name, as ONNX infers them."""
-    from onnx_ir.passes.common import ShapeInferencePass
-
     inferred = model.clone()
     ShapeInferencePass()(inferred)
     graph = inferred.graph

@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlp_export.exact import exact_nodes
-from vlp_export.ranges import Floats, Range, large_products
+from vlp_export.ranges import Floats, Range, activation, large_products, matrix
 from vlp_export.rewriting import Rewriter, constant
 
 PICKS = ("Gather", "GatherND")  # one token of all: channels stay what they are
@@ -31,8 +31,8 @@ class _Group:
 
     def divisors(self, ranges: Mapping[str, Range]) -> Floats:
         """(d,), of geometric mean 1: `sqrt(max |activation| / max |row of a matrix|)`."""
-        magnitudes = [ranges[_activation(node)].magnitude for node in self.products]
-        rows = [np.abs(_matrix(node)).max(axis=1) for node in self.products]
+        magnitudes = [ranges[str(activation(node).name)].magnitude for node in self.products]
+        rows = [np.abs(_array(matrix(node))).max(axis=1) for node in self.products]
         ratio = np.maximum(np.max(magnitudes, axis=0), LEAST) / np.maximum(
             np.max(rows, axis=0), LEAST
         )
@@ -53,11 +53,10 @@ def smoothed(model: ir.Model, ranges: Mapping[str, Range]) -> tuple[ir.Model, di
                 scaled = rewriter.weight(f"{value.name}.smooth", _array(value) / divisors)
                 norm.replace_input_with(index, scaled)
         for product in group.products:
-            value = product.inputs[1]
-            assert value is not None
+            value = matrix(product)
             scaled = rewriter.weight(f"{value.name}.smooth", _array(value) * divisors[:, None])
             product.replace_input_with(1, scaled)
-            name = _activation(product)
+            name = str(activation(product).name)
             changed[name] = ranges[name].divided(divisors)
     return rewriter.finished(), changed
 
@@ -90,18 +89,6 @@ def _readers(value: ir.Value) -> list[ir.Node]:
         else:
             found.append(node)
     return found
-
-
-def _activation(product: ir.Node) -> str:
-    value = product.inputs[0]
-    assert value is not None
-    return str(value.name)
-
-
-def _matrix(product: ir.Node) -> Floats:
-    value = product.inputs[1]
-    assert value is not None
-    return _array(value)
 
 
 def _array(value: ir.Value) -> Floats:

@@ -6,13 +6,15 @@ runs the graph need not know. A value that is wanted in both types is cast once.
 Engines without units for these types run such a graph in float32 between casts.
 """
 
+from collections.abc import Iterable
+
 import ml_dtypes
 import numpy as np
 import onnx_ir as ir
 
 from vlp_export.exact import exact_nodes
 from vlp_export.graph import Value
-from vlp_export.rewriting import Rewriter, constant, float_types
+from vlp_export.rewriting import Rewriter, constant, value_types
 
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
 ARRAYS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
@@ -20,7 +22,7 @@ ARRAYS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 def typed(model: ir.Model, precision: str) -> ir.Model:
     """A copy of `model` that computes in `precision`, fp16 or bf16."""
-    types = float_types(model)
+    types = value_types(model)
     rewriter = Rewriter(model)
     exact = exact_nodes(rewriter.model)
     casts = _Casts(rewriter, precision)
@@ -47,7 +49,7 @@ class _Casts:
         self._low: set[Value] = set()
         self._made: dict[Value, Value] = {}
 
-    def written_low(self, values: tuple[Value, ...] | list[Value]) -> None:
+    def written_low(self, values: Iterable[Value]) -> None:
         """These values are computed in the low precision."""
         self._low.update(values)
 
@@ -67,3 +69,31 @@ class _Casts:
         return self._rewriter.op(
             "Cast", value, name=f"{value.name}.{kind}", before=before, to=wanted.value
         )
+
+
+def emulated(model: ir.Model) -> ir.Model:
+    """A copy of a bfloat16 graph for engines that know bfloat16 only as something to cast to.
+
+    It computes in float32, of factors rounded as they are in `model`.
+    """
+    types = value_types(model)
+    rewriter = Rewriter(model)
+    made: dict[Value, Value] = {}
+    for node in rewriter.nodes():
+        for index, value in enumerate(node.inputs):
+            if value is None or types[str(value.name)] != TYPES["bf16"]:
+                continue
+            if value not in made:
+                made[value] = _rounded(rewriter, value, node)
+            node.replace_input_with(index, made[value])
+    return rewriter.finished()
+
+
+def _rounded(rewriter: Rewriter, value: Value, before: ir.Node) -> Value:
+    """What bfloat16 leaves of a value, in float32."""
+    array, name = constant(value), value.name
+    if array is not None:
+        return rewriter.weight(f"{name}.wide", array.astype(np.float32))
+    narrow, wide = TYPES["bf16"].value, ir.DataType.FLOAT.value
+    rounded = rewriter.op("Cast", value, name=f"{name}.narrow", before=before, to=narrow)
+    return rewriter.op("Cast", rounded, name=f"{name}.wide", before=before, to=wide)

@@ -60,7 +60,11 @@ class GraphInfo(Record, frozen=True, kw_only=True):
 
 
 class ParityRow(Record, frozen=True, kw_only=True):
-    """How far one engine's answer is from the un-folded model's, on the reference images."""
+    """How far one engine's answer is from the un-folded model's, on the reference images.
+
+    Cosines are the smallest ones of all images: `min_cosine` between embeddings and their float32
+    selves, `batch_cosine` between those of an image among others, an outlier too, and alone.
+    """
 
     engine: str
     precision: Precision
@@ -68,6 +72,7 @@ class ParityRow(Record, frozen=True, kw_only=True):
     images: int = REFERENCE_IMAGES  # fewer where a selection of classes was a tie
     max_logit_difference: float
     min_cosine: float
+    batch_cosine: float | None = None  # None: not told apart by an older version
     top1_agreement: float  # over images whose reference margin exceeds twice the tolerance
     tolerance: float
 
