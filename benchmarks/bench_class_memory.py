@@ -44,7 +44,7 @@ RESULTS = Path(__file__).parent / "results" / "class_memory.jsonl"
 CONFIG = ClipConfig(
     embed_dim=512,
     quick_gelu=True,
-    vision=VisionTower(image_size=8, patch_size=8, width=8, layers=1, heads=1, mlp_width=8),
+    vit=VisionTower(image_size=8, patch_size=8, width=8, layers=1, heads=1, mlp_width=8),
     text=TextTower(
         context_length=77, vocab_size=49408, width=512, layers=12, heads=8, mlp_width=2048
     ),

@@ -36,7 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "folding.jsonl"
 VIT_B_16 = ClipConfig(
     embed_dim=512,
     quick_gelu=True,
-    vision=VisionTower(
+    vit=VisionTower(
         image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072
     ),
     text=TextTower(

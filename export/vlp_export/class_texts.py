@@ -11,7 +11,7 @@ from vlp_deploy.classes.dual import backbone_prompts
 from vlp_deploy.classes.inputs import ClassSource, RunGraph
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.formats.bundle import NewClasses
-from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.checkpoint import IMAGE_GRAPH, PromptCheckpoint
 from vlp_deploy.formats.structures import ClassAware, Dual
 from vlp_deploy.formats.weights import Floats
 
@@ -46,7 +46,7 @@ def prompt_tensors(checkpoint: PromptCheckpoint) -> dict[str, Floats]:
     learned = {
         name: tensor
         for name, tensor in checkpoint.tensors.items()
-        if not name.startswith("reference.")
+        if not name.startswith("reference.") and name != IMAGE_GRAPH
     }
     return learned | {"text.prompts": text_prompts(checkpoint)}
 

@@ -233,7 +233,7 @@ def _load_checkpoint(source: Path) -> PromptCheckpoint:
         )
     checkpoint = PromptCheckpoint.load(source)
     header = checkpoint.header
-    expected, found = header.backbone.config.vision.image_size, header.preprocessing.image_size
+    expected, found = header.backbone.config.image_size, header.preprocessing.image_size
     if found != expected:
         raise CheckpointError(
             f"{source} prepares images of {found} pixels, but its backbone {header.backbone.name} "

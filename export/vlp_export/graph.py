@@ -30,6 +30,13 @@ class GraphBuilder:
         self._scope = ""
         self._counts: dict[str, int] = {}
 
+    @classmethod
+    def onto(cls, model: ir.Model) -> "GraphBuilder":
+        """Writes behind the nodes of a model, which is used up; its names must not be in use."""
+        builder = cls(model.graph.name or "graph", opset=model.graph.opset_imports[""])
+        builder._graph = model.graph
+        return builder
+
     def input(self, name: str, dtype: ir.DataType, shape: Sequence[int | str]) -> Value:
         """A graph input; a size given as text is dynamic."""
         value = ir.val(name, dtype=dtype, shape=list(shape))

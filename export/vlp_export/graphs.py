@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
+from onnx.shape_inference import InferenceError
 
 from vlp_deploy.classes.class_aware import IMAGE_SMALL, class_graph
 from vlp_deploy.classes.conditioned import CLASS_SUFFIX, MetaNet, prefix_length
@@ -40,6 +41,7 @@ from vlp_export.flops import count_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import node_count, to_bytes
 from vlp_export.image_graph import write_image_graph
+from vlp_export.other_graph import OTHER_TOWER, write_other_graph
 from vlp_export.text_graph import write_text_graph
 
 Models = dict[str, ir.Model]  # by role
@@ -65,8 +67,18 @@ class GraphFile:
             file=self.file,
             opset=self.model.graph.opset_imports[""],
             nodes=node_count(self.model),
-            flops=count_flops(self.model, inputs) // images,
+            flops=_flops(self.model, inputs) // images,
         )
+
+
+def _flops(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> int:
+    """0 where operators or shapes that other exporters write cannot be counted; never of ours."""
+    try:
+        return count_flops(model, inputs)
+    except (ValueError, InferenceError):
+        if OTHER_TOWER not in model.metadata_props:
+            raise
+        return 0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,7 +98,7 @@ class Graphs:
     def infos(self, checkpoint: PromptCheckpoint, bank: ClassBank) -> dict[str, GraphInfo]:
         """Role → record: FLOPs of one image with these classes, and of one full-length text row."""
         config = checkpoint.header.backbone.config
-        size, length = config.vision.image_size, config.text.context_length
+        size, length = config.image_size, config.text.context_length
         images = fixed_batch(checkpoint.header.structure) or 1
         shapes = {
             "image": (images, 3, size, size),
@@ -191,6 +203,8 @@ def image_model(
 ) -> ir.Model:
     """The image tower with the visual prompts, if there are any, of the checkpoint or `tensors`."""
     header = checkpoint.header
+    if header.backbone.config.other is not None:
+        return write_other_graph(checkpoint)
     return write_image_graph(
         header.backbone.config,
         weights,

@@ -33,7 +33,8 @@ def write_text_graph(
 
     `input_ids` int64 (N, L); `eot_index` int64 (N,), where the feature is read; `slots` int64
     (N, L): -1 for the token itself, j for prompt j; `prompts` (J, m, d), m may be 0; `feature`
-    (N, D); `embedding` (N, D), L2-normalised. `beside` writes what tokens read beside each other,
+    (N, D); `embedding` (N, D), L2-normalised. Where the tower is not causal, L has to be its whole
+    context. `beside` writes what tokens read beside each other,
     once the transformer is known. Raises CheckpointError if J exceeds the layers.
     """
     tower = config.text
@@ -61,7 +62,7 @@ def write_text_graph(
     tokens = graph.weight("token_embedding.weight", weights["token_embedding.weight"])
     x = replace(graph.op("Gather", tokens, ids, axis=0), layer=0)  # (N, L, d)
     x = graph.op("Add", x, _positions(graph, weights, length))
-    mask = _causal_mask(graph, tower.context_length, length)
+    mask = _causal_mask(graph, tower.context_length, length) if tower.causal else None
     rows = graph.op("Unsqueeze", eot, graph.integers(1))  # (N, 1)
 
     def pick(t: Value) -> Value:
@@ -73,8 +74,9 @@ def write_text_graph(
             x = replace(x, layer=layer)
         if layer < tower.layers - 1:
             x = transformer.block(x, layer, mask=mask, constants=read(x, layer))
-    mask = graph.op("Gather", mask, eot, axis=0)  # (N, L): what each end of text may see
-    mask = graph.op("Unsqueeze", mask, graph.integers(1, 2))  # (N, 1, 1, L)
+    if mask is not None:
+        mask = graph.op("Gather", mask, eot, axis=0)  # (N, L): what each end of text may see
+        mask = graph.op("Unsqueeze", mask, graph.integers(1, 2))  # (N, 1, 1, L)
     constants = read(x, tower.layers - 1)
     x = transformer.last_block(x, pick, mask=mask, constants=constants)  # (N, d)
 

@@ -44,7 +44,7 @@ def make_config(
     return ClipConfig(
         embed_dim=24,
         quick_gelu=quick_gelu,
-        vision=VisionTower(
+        vit=VisionTower(
             image_size=32, patch_size=patch_size, width=32, layers=layers, heads=2, mlp_width=128
         ),
         text=TextTower(

@@ -52,8 +52,7 @@ def test_options_that_say_what_holds_anyway_are_accepted(neutral: dict[str, Any]
         ("vision_cfg", {"head_width": 0}, r">= 1.*head_width"),
         ("vision_cfg", {"width": 32}, r"vision\.heads"),
         ("vision_cfg", {"mlp_ratio": -1.0}, "mlp_ratio"),
-        ("vision_cfg", {"layers": [3, 4, 6, 3]}, "describes a ResNet"),
-        ("vision_cfg", {"timm_model_name": "vit"}, "has timm_model_name='vit'"),
+        ("vision_cfg", {"widht": 64}, "has widht=64"),
         ("text_cfg", {"heads": 7}, "width of 512 does not divide into 7 heads"),
         ("text_cfg", {"layers": True}, "Expected `int`, got `bool`"),
         ("text_cfg", {"hf_model_name": "bert"}, "has hf_model_name='bert'"),
@@ -67,6 +66,44 @@ def test_configurations_of_no_clip_name_the_option(
 ) -> None:
     with pytest.raises(ModelError, match=message):
         ClipConfig.from_open_clip(changed(where, **options))
+
+
+@pytest.mark.parametrize(
+    ("options", "name"),
+    [
+        ({"layers": [3, 4, 6, 3], "patch_size": None}, "a ResNet"),
+        ({"timm_model_name": "convnext_base"}, "convnext_base"),
+        ({"attentional_pool": True}, "another ViT"),
+    ],
+)
+def test_another_image_tower_is_kept_as_open_clip_has_it(
+    options: dict[str, Any], name: str
+) -> None:
+    given = changed("vision_cfg", **options)
+
+    config = ClipConfig.from_open_clip(given)
+
+    assert config.image_tower == name
+    assert config.image_size == 224
+    assert config.other is not None
+    assert config.other.options == given["vision_cfg"]
+    assert msgspec.json.decode(msgspec.json.encode(config), type=ClipConfig) == config
+    with pytest.raises(ModelError, match=f"image tower is {name}, which prompts cannot enter"):
+        _ = config.vision
+
+
+def test_a_model_has_one_image_tower() -> None:
+    config = msgspec.to_builtins(ClipConfig.from_open_clip(OPEN_CLIP))
+    del config["vision"]
+
+    with pytest.raises(msgspec.ValidationError, match="one image tower"):
+        msgspec.convert(config, ClipConfig)
+
+
+def test_a_text_tower_without_a_causal_mask_is_read() -> None:
+    config = ClipConfig.from_open_clip(changed("text_cfg", no_causal_mask=True))
+
+    assert not config.text.causal
 
 
 @pytest.mark.parametrize("missing", ["embed_dim", "vision_cfg", "text_cfg"])

@@ -24,7 +24,7 @@ from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
 CONFIG = ClipConfig(
     embed_dim=4,
     quick_gelu=False,
-    vision=VisionTower(image_size=8, patch_size=4, width=8, layers=1, heads=2, mlp_width=16),
+    vit=VisionTower(image_size=8, patch_size=4, width=8, layers=1, heads=2, mlp_width=16),
     text=TextTower(context_length=77, vocab_size=49408, width=6, layers=1, heads=2, mlp_width=16),
 )
 HEADER = Header(

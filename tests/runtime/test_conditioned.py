@@ -131,7 +131,7 @@ def meta_net_tensors() -> dict[str, NDArray[np.float32]]:
 CONFIG = ClipConfig(
     embed_dim=6,
     quick_gelu=True,
-    vision=VisionTower(image_size=8, patch_size=4, width=4, layers=1, heads=1, mlp_width=8),
+    vit=VisionTower(image_size=8, patch_size=4, width=4, layers=1, heads=1, mlp_width=8),
     text=TextTower(context_length=77, vocab_size=9, width=4, layers=1, heads=1, mlp_width=8),
 )
 

@@ -15,7 +15,7 @@ from vlp_deploy.formats.weights import Floats, expected_shapes, fingerprint, loa
 CONFIG = ClipConfig(
     embed_dim=4,
     quick_gelu=False,
-    vision=VisionTower(image_size=8, patch_size=4, width=8, layers=1, heads=2, mlp_width=16),
+    vit=VisionTower(image_size=8, patch_size=4, width=8, layers=1, heads=2, mlp_width=16),
     text=TextTower(context_length=5, vocab_size=9, width=8, layers=1, heads=2, mlp_width=16),
 )
 

@@ -153,8 +153,9 @@ def test_preprocessing_that_cannot_be_done_is_named(
             "laion2b_s34b_b79k",
             "has no weights 'laion2b",
         ),
-        ("RN50", "openai", "ResNet"),
-        ("coca_ViT-B-32", "laion2b_s13b_b90k", "not a plain CLIP"),
+        ("RN50", "openia", "has no weights 'openia'. Did you mean 'openai'"),
+        ("ViT-B-16-SigLIP", "webli", "init_logit_bias=-10, which no model with CLIP's own text"),
+        ("coca_ViT-B-32", "laion2b_s13b_b90k", "has multimodal_cfg"),
         ("absent.json", "w.safetensors", r"absent\.json cannot be read"),
     ],
 )

@@ -19,7 +19,7 @@ def deeper(config: ClipConfig, *, text: int, vision: int) -> ClipConfig:
     return replace(
         config,
         text=replace(config.text, layers=text),
-        vision=replace(config.vision, layers=vision),
+        vit=replace(config.vision, layers=vision),
     )
 
 

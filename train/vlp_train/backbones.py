@@ -28,14 +28,16 @@ from vlp_deploy.formats.architecture import (
 from vlp_deploy.formats.weights import (
     Floats,
     check_shapes,
-    expected_shapes,
     fingerprint,
     load_weights,
+    plain_name,
+    wanted_names,
 )
 from vlp_train.clip import Clip
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+UNUSED = "num_batches_tracked"  # of batch normalisation, by training alone
 
 
 def load_backbone(
@@ -45,7 +47,7 @@ def load_backbone(
 
     Of a local weights file the record keeps the name, not the folder: it travels with the prompts.
 
-    Raises ModelError for unknown names and tags, towers that are no plain CLIP, weights that do
+    Raises ModelError for unknown names and tags, text towers that are not CLIP's, weights that do
     not fit or belong with another activation; MissingExtraError where open_clip is not installed.
     """
     if model == embedded.MODEL_NAME:
@@ -113,12 +115,12 @@ def load_preprocessing(model: str, pretrained: str | None = None) -> Preprocessi
     """
     options: Mapping[str, Any] = {}
     if model == embedded.MODEL_NAME:
-        size = embedded.config().vision.image_size
+        size = embedded.config().image_size
     elif _is_file(model):
-        size = _read_config(Path(model)).vision.image_size
+        size = _read_config(Path(model)).image_size
         options = _read_json(Path(model)).get("preprocess_cfg", {})
     else:
-        size = ClipConfig.from_open_clip(_named_config(model)).vision.image_size
+        size = ClipConfig.from_open_clip(_named_config(model)).image_size
         options = _named_preprocessing(model, pretrained or "")
     return _preprocessing(size, options, source=f"{model} with {pretrained}")
 
@@ -163,11 +165,22 @@ def _colours(options: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float
 
 
 def build_clip(config: ClipConfig, weights: Mapping[str, Floats]) -> Clip:
-    """A CLIP with these weights, frozen."""
+    """A CLIP with these weights, frozen.
+
+    Raises ModelError if they do not fit its image tower.
+    """
     clip = Clip(config)
-    clip.load_state_dict(
-        {name: torch.from_numpy(weights[name]) for name in expected_shapes(config)}
-    )
+    state = {name: torch.from_numpy(value) for name, value in weights.items()}
+    try:
+        missing, unexpected = clip.load_state_dict(state, strict=False)
+    except RuntimeError as error:  # the shapes
+        missing, unexpected = [str(error).splitlines()[-1].strip()], []
+    missing = [name for name in missing if not name.endswith(UNUSED)]
+    if missing or unexpected:
+        raise ModelError(
+            f"the weights do not fit {config.image_tower} as this open_clip builds it, first "
+            f"{[*missing, *unexpected][0]}: they belong to another model"
+        )
     return clip.requires_grad_(False).eval()
 
 
@@ -229,9 +242,11 @@ def _torch_state(path: Path) -> Mapping[str, Tensor]:
 def _as_arrays(
     state: Mapping[str, Tensor], config: ClipConfig, *, source: str
 ) -> dict[str, Floats]:
+    state = {plain_name(name): value for name, value in state.items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     check_shapes(shapes, config, source=source)
-    return {name: state[name].detach().float().numpy() for name in expected_shapes(config)}
+    floats = (name for name, value in state.items() if value.is_floating_point())
+    return {name: state[name].detach().float().numpy() for name in wanted_names(config, floats)}
 
 
 def _open_clip() -> Any:

@@ -2,7 +2,7 @@
 
 Same weights and state-dict keys as open_clip's `CLIP` (ViT image tower, CLIP's text tower),
 attention through `scaled_dot_product_attention`. Nothing is folded here: exports are proven
-against this module.
+against this module. An image tower that is no plain ViT is open_clip's own.
 
 Legend: B images, N text rows, L tokens, d width of a tower, h heads, D joint width, J prompted
 layers, m prompt tokens, p tokens that all rows share.
@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from vlp_deploy.formats.architecture import ClipConfig, TextTower, VisionTower, VisualLayout
+from vlp_train.other_towers import image_tower
 
 KeysValues = tuple[Tensor, Tensor]
 
@@ -217,7 +218,11 @@ class Clip(nn.Module):
         super().__init__()
         self.config = config
         text = config.text
-        self.visual = VisionTransformer(config)
+        # methods that reach into the image tower are refused any other than a plain ViT
+        self.visual = cast(
+            VisionTransformer,
+            VisionTransformer(config) if config.other is None else image_tower(config),
+        )
         self.transformer = Transformer(text, quick_gelu=config.quick_gelu)
         self.token_embedding = nn.Embedding(text.vocab_size, text.width)
         self.positional_embedding = nn.Parameter(
@@ -234,7 +239,8 @@ class Clip(nn.Module):
         self, pixels: Tensor, prompts: Tensor | None = None, layout: VisualLayout | None = None
     ) -> Tensor:
         """Normalised pixels (B, 3, S, S) → raw features (B, D)."""
-        features: Tensor = self.visual(pixels, prompts, layout)
+        with_prompts = () if prompts is None else (prompts, layout)
+        features: Tensor = self.visual(pixels, *with_prompts)
         return features
 
     def encode_text(
@@ -255,7 +261,7 @@ class Clip(nn.Module):
         rows = _Rows(ids, slots, prompts)
         x = self._embed(rows)
         for index, block in enumerate(self.transformer.blocks):
-            x = block(rows.before_layer(index, x), causal=True)
+            x = block(rows.before_layer(index, x), causal=self.config.text.causal)
         return self._project_text(x[torch.arange(len(x), device=x.device), eot])
 
     def encode_text_fast(
@@ -266,7 +272,10 @@ class Clip(nn.Module):
         The mask is causal, so tokens after a row's end of text are never read: rows of equal length
         are grouped and cut there. The leading tokens that all rows share run once, and the rest of
         each row attends to their keys and values. The last block computes the end of text only.
+        Without a causal mask there is no such short cut.
         """
+        if not self.config.text.causal:
+            return self.encode_text(ids, eot, slots, prompts)
         shared = shared_prefix(ids, eot, slots, prompts)  # p
         rows = _Rows(ids, slots, prompts)
         prefix = rows.cut(torch.arange(1, device=ids.device), slice(0, shared))

@@ -378,8 +378,11 @@ def progress_bar(*, shown: bool = True) -> Iterator[Report]:
     with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         task = None
 
-        def report(step: Step) -> None:
+        def report(step: Step | str) -> None:
             nonlocal task
+            if isinstance(step, str):
+                progress.console.print(step)
+                return
             if task is None:
                 task = progress.add_task("", total=None, epoch="", loss="", accuracy="", rate="")
             progress.update(

@@ -41,7 +41,7 @@ class Step:
     learning_rate: float
 
 
-Report = Callable[[Step], None]
+Report = Callable[[Step | str], None]  # a step, or what is done before and behind them
 
 
 def fit(

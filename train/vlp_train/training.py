@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any
 
 import msgspec
+import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from vlp_deploy import __version__
 from vlp_deploy.data.dataset import Dataset, Sample, check_readable, few_shot, load_dataset, subset
@@ -32,9 +34,10 @@ from vlp_train.evaluate import (
 )
 from vlp_train.fit import Report, fit
 from vlp_train.images import ImageSet
-from vlp_train.methods import Config, method_config, method_entry
+from vlp_train.methods import Config, check_towers, method_config, method_entry
 from vlp_train.methods.base import Method, Task, Training
 from vlp_train.metrics import HARMONIC_MEAN, harmonic_mean, metric_name, own_metric
+from vlp_train.other_towers import image_graph
 from vlp_train.parallel import Processes, joined, place
 from vlp_train.prompted import Prompts
 from vlp_train.reference import reference_pixels, references
@@ -133,12 +136,15 @@ def _train(request: Request, report: Report, processes: Processes) -> Outcome:
             finished = run.finished and not request.force  # which the first one deletes just now
         if finished:  # and --resume was given
             return _finished(run, job)
+        with processes.agreeing():  # before the training: what cannot be exported is not trained
+            clip = job.method.prompted.clip
+            graph = image_graph(clip, job.preprocessing, report) if processes.first else {}
         started = time.perf_counter()
         log = _fit(run, job, report, processes) if job.training.epochs else ()
         seconds = time.perf_counter() - started
         with processes.agreeing():
             if processes.first:
-                return _finish(run, job, log, seconds=seconds)
+                return _finish(run, job, log, graph, seconds=seconds)
         return _finished(run, job)
 
 
@@ -211,6 +217,7 @@ def _prepare(request: Request) -> _Job:
     device = choose_device(request.device, index=local_rank)
     preprocessing = load_preprocessing(request.model, request.pretrained)
     clip, backbone = load_backbone(request.model, request.pretrained, device=device)
+    check_towers(request.method, backbone.config)
     task = Task(
         clip=clip,
         class_names=dataset.class_names,
@@ -388,7 +395,14 @@ def _finished(run: Run, job: _Job) -> Outcome:
 
 
 @torch.no_grad()
-def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> Outcome:
+def _finish(
+    run: Run,
+    job: _Job,
+    log: tuple[Epoch, ...],
+    graph: Mapping[str, NDArray[np.uint8]],
+    *,
+    seconds: float,
+) -> Outcome:
     """Measure the trained prompts and write the checkpoint, the last thing a run does."""
     prompted = job.method.prompted
     prompts = {name: value.detach() for name, value in job.method.prompts().items()}
@@ -402,6 +416,7 @@ def _finish(run: Run, job: _Job, log: tuple[Epoch, ...], *, seconds: float) -> O
         tensors={
             **{name: value.numpy() for name, value in prompts.items()},
             **references(prompted, prompts, pixels),
+            **graph,
         },
     )
     _add_metrics(run, job, checkpoint, metrics)

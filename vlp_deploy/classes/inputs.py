@@ -8,12 +8,14 @@ Legend: K classes, J prompted layers, m prompt tokens, d width of the text tower
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.classes.bank import ClassFeatures, Floats, Integers, Progress, build_class_features
+from vlp_deploy.classes.chunks import features_in_chunks
 from vlp_deploy.classes.class_aware import IMAGE, IMAGE_SMALL, check_small, class_aware_bank
 from vlp_deploy.classes.conditioned import CLASS_SUFFIX, SUFFIX_END, suffix_rows
 from vlp_deploy.classes.dual import (
@@ -62,6 +64,7 @@ class ClassSource:
     run: RunGraph
     tokenizer: Tokenizer = field(default_factory=Tokenizer.default)
     progress: Progress | None = None
+    chunks: Path | None = None  # a folder that keeps the finished parts of a long list
 
     def features(
         self,
@@ -72,15 +75,31 @@ class ClassSource:
         templates: Sequence[str] | None = None,
     ) -> ClassFeatures:
         """Features of `names` with prompts (J, m, d), by default in the source's own sentences."""
-        return build_class_features(
-            self._run_text,
+        layout = self.layout if layout is None else layout
+        templates = tuple(self.templates if templates is None else templates)
+
+        def build(part: Synonyms, progress: Progress | None) -> ClassFeatures:
+            return build_class_features(
+                self._run_text,
+                part,
+                templates=templates,
+                prompts=prompts,
+                tokenizer=self.tokenizer,
+                layout=layout,
+                context_length=self.config.text.context_length,
+                progress=progress,
+            )
+
+        if self.chunks is None:
+            return build(names, self.progress)
+        how = (templates, layout, prompts.shape, prompts.tobytes())
+        return features_in_chunks(
+            build,
             names,
-            templates=self.templates if templates is None else templates,
-            prompts=prompts,
-            tokenizer=self.tokenizer,
-            layout=self.layout if layout is None else layout,
-            context_length=self.config.text.context_length,
+            rows_each=len(templates),
             progress=self.progress,
+            kept=self.chunks,
+            how=how,
         )
 
     def plain_features(self, names: Synonyms, *, templates: Sequence[str]) -> ClassFeatures:
@@ -99,10 +118,13 @@ class ClassSource:
     def _run_text(
         self, ids: Integers, eot: Integers, slots: Integers, prompts: Floats
     ) -> tuple[Floats, Floats]:
+        tower = self.config.text
+        # without a causal mask all tokens count, those behind the end of text included
+        behind = ((0, 0), (0, 0 if tower.causal else tower.context_length - ids.shape[1]))
         inputs: Mapping[str, NDArray[Any]] = {
-            "input_ids": ids,
+            "input_ids": np.pad(ids, behind),
             "eot_index": eot,
-            "slots": slots,
+            "slots": np.pad(slots, behind, constant_values=-1),
             "prompts": prompts,
         }
         outputs = self.run("text", inputs)

@@ -43,8 +43,24 @@ class VisionTower(Record, frozen=True, kw_only=True):
         return (self.image_size // self.patch_size) ** 2
 
 
+class OtherVision(Record, frozen=True, kw_only=True):
+    """Any other image tower of open_clip's (ResNet, ConvNeXt, FastViT …), square images.
+
+    It runs as the graph that PyTorch's exporter makes of it; prompts cannot enter it. `options` is
+    open_clip's `vision_cfg`.
+    """
+
+    name: str
+    image_size: Count
+    options: dict[str, Any]
+
+
 class TextTower(Record, frozen=True, kw_only=True):
-    """CLIP's causal text transformer; the feature is read at the end-of-text token."""
+    """CLIP's text transformer; the feature is read at the end-of-text token.
+
+    Where it is not `causal` (MobileCLIP-S), all `context_length` tokens see each other, those
+    behind the end of text included.
+    """
 
     context_length: Count
     vocab_size: Count
@@ -52,6 +68,7 @@ class TextTower(Record, frozen=True, kw_only=True):
     layers: Count
     heads: Count
     mlp_width: Count
+    causal: bool = True
 
     def __post_init__(self) -> None:
         _check_heads(self.width, self.heads)
@@ -63,34 +80,54 @@ def _check_heads(width: int, heads: int) -> None:
 
 
 class ClipConfig(Record, frozen=True, kw_only=True):
-    """A CLIP with a ViT image tower and CLIP's own text tower (arXiv:2103.00020, section 2.4)."""
+    """A CLIP with CLIP's own text tower (arXiv:2103.00020, section 2.4).
+
+    Its image tower is a plain ViT, which prompts can enter, or another one.
+    """
 
     embed_dim: Count
     quick_gelu: bool
-    vision: VisionTower
+    vit: VisionTower | None = msgspec.field(name="vision", default=None)
+    other: OtherVision | None = msgspec.field(name="other_vision", default=None)
     text: TextTower
+
+    def __post_init__(self) -> None:
+        if (self.vit is None) == (self.other is None):
+            raise ValueError("there must be one image tower, vision or other_vision")
+
+    @property
+    def vision(self) -> VisionTower:
+        """The plain ViT. Raises ModelError where the image tower is another one."""
+        if self.vit is None:
+            raise ModelError(
+                f"the image tower is {self.image_tower}, which prompts cannot enter: that takes a "
+                "plain ViT, such as that of ViT-B-16-quickgelu"
+            )
+        return self.vit
+
+    @property
+    def image_size(self) -> int:
+        """Pixels of an image's side."""
+        return self.vision.image_size if self.other is None else self.other.image_size
+
+    @property
+    def image_tower(self) -> str:
+        """What it is, to be told."""
+        return "a plain ViT" if self.other is None else self.other.name
 
     @classmethod
     def from_open_clip(cls, config: Mapping[str, Any]) -> "ClipConfig":
         """Read open_clip's model configuration (`open_clip.get_model_config(name)` or a JSON file).
 
-        Raises ModelError for towers that are not the plain CLIP ones and for values that no tower
-        can have, naming the option.
+        Raises ModelError for a text tower that is not CLIP's and for values that no tower can have,
+        naming the option.
         """
         model = _options(config, _Model, "the model configuration")
-        vision = _options(model.vision_cfg, _Vision, "vision_cfg")
         text = _options(model.text_cfg, _Text, "text_cfg")
         towers = {
             "embed_dim": model.embed_dim,
             "quick_gelu": model.quick_gelu,
-            "vision": {
-                "image_size": vision.image_size,
-                "patch_size": vision.patch_size,
-                "width": vision.width,
-                "layers": vision.layers,
-                "heads": vision.width // vision.head_width,
-                "mlp_width": int(vision.width * vision.mlp_ratio),
-            },
+            **_image_tower(model.vision_cfg),
             "text": {
                 "context_length": text.context_length,
                 "vocab_size": text.vocab_size,
@@ -98,6 +135,7 @@ class ClipConfig(Record, frozen=True, kw_only=True):
                 "layers": text.layers,
                 "heads": text.heads,
                 "mlp_width": int(text.width * text.mlp_ratio),
+                "causal": not text.no_causal_mask,
             },
         }
         try:
@@ -197,6 +235,15 @@ class _Text(msgspec.Struct, frozen=True):
     layers: Count = 12
     heads: Count = 8
     mlp_ratio: Positive = 4.0
+    no_causal_mask: bool = False
+
+
+class _OtherVision(msgspec.Struct, frozen=True):
+    """What is read of the `vision_cfg` of any other tower; open_clip builds it."""
+
+    image_size: Count = 224
+    timm_model_name: str | None = None
+    layers: Any = None
 
 
 # Options whose given value means "as in the plain CLIP": configurations may spell them out.
@@ -211,28 +258,59 @@ NEUTRAL: dict[str, Any] = {
     "output_tokens": False,
     "timm_model_name": None,
     "hf_model_name": None,
-    "no_causal_mask": False,
     "embed_cls": False,
     "proj_type": "linear",
     "proj_bias": False,
-    "custom_text": False,
+    "custom_text": (False, True),  # the same tower under other names
 }
+
+
+def _image_tower(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The field of ClipConfig that holds the tower of a `vision_cfg`."""
+    if _is_other(given):
+        other = _converted(given, _OtherVision, "vision_cfg")
+        name = other.timm_model_name or ("a ResNet" if other.layers else "another ViT")
+        options = {"name": name, "image_size": other.image_size, "options": dict(given)}
+        return {"other_vision": options}
+    vision = _options(given, _Vision, "vision_cfg")
+    tower = {
+        "image_size": vision.image_size,
+        "patch_size": vision.patch_size,
+        "width": vision.width,
+        "layers": vision.layers,
+        "heads": vision.width // vision.head_width,
+        "mlp_width": int(vision.width * vision.mlp_ratio),
+    }
+    return {"vision": tower}
+
+
+def _is_other(given: Mapping[str, Any]) -> bool:
+    """Whether a `vision_cfg` is of another tower than a plain ViT."""
+    known = (name for name in given if name in NEUTRAL)
+    return isinstance(given.get("layers"), list | tuple) or not all(
+        _is_neutral(name, given[name]) for name in known
+    )
+
+
+def _is_neutral(name: str, value: Any) -> bool:
+    neutral = NEUTRAL.get(name, ())
+    return value in (neutral if isinstance(neutral, tuple) else (neutral,))
 
 
 def _options(given: Mapping[str, Any], kind: type[Options], where: str) -> Options:
     """`given` over the defaults; refuse any option that would make another kind of tower."""
     for name, value in given.items():
-        neutral = NEUTRAL.get(name, ())
-        accepted = neutral if isinstance(neutral, tuple) else (neutral,)
-        if name not in kind.__struct_fields__ and value not in accepted:
+        if name not in kind.__struct_fields__ and not _is_neutral(name, value):
             raise ModelError(
-                f"{where} has {name}={value!r}, which is not a plain CLIP ViT with CLIP's text "
-                "tower. Supported are open_clip's ViT-* models without timm, HF or CoCa parts, "
-                "for example ViT-B-16-quickgelu"
+                f"{where} has {name}={value!r}, which no model with CLIP's own text tower and "
+                "tokenizer has. Supported are open_clip's models without HF, SigLIP or CoCa parts, "
+                "for example ViT-B-16-quickgelu, RN50-quickgelu or convnext_base"
             )
-    if isinstance(given.get("layers"), list | tuple):
-        raise ModelError(f"{where} describes a ResNet (layers={given['layers']}); a ViT is needed")
+    return _converted(given, kind, where)
+
+
+def _converted(given: Mapping[str, Any], kind: type[Options], where: str) -> Options:
     try:
         return msgspec.convert(dict(given), kind)
     except msgspec.ValidationError as error:
-        raise ModelError(f"{where}: {error}. Expected open_clip's JSON of a ViT") from None
+        raise ModelError(f"{where}: {error}. Expected open_clip's JSON") from None

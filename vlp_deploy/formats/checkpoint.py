@@ -21,6 +21,7 @@ from vlp_deploy.errors import CheckpointError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import (
     Backbone,
+    ClipConfig,
     Preprocessing,
     Record,
     TextLayout,
@@ -32,6 +33,7 @@ SCHEMA_VERSION = 1
 RUN_FILE = "prompt.safetensors"  # the checkpoint's name inside a training run's folder
 RESUME_FILE = "resume.safetensors"  # beside it, or instead of it while the run is unfinished
 REFERENCE_IMAGES = 8
+IMAGE_GRAPH = "image_tower.onnx"  # a tensor: the bytes of an image tower that is no plain ViT
 
 Shape = tuple[int | None, ...]
 
@@ -133,7 +135,7 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
     expected: dict[str, Shape] = {
         "text.prompts": (None, text_tokens, config.text.width),
         "text.class_prompts": (classes, text_tokens, config.text.width),
-        "visual.prompts": (None, visual_tokens, config.vision.width),
+        **_image_tower(config, visual_tokens),
         "reference.pixels": (REFERENCE_IMAGES, 3, size, size),
         "reference.logits": (REFERENCE_IMAGES, classes),
         "reference.per_sample_logits": (REFERENCE_IMAGES, classes),  # DCP
@@ -149,6 +151,18 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
             raise CheckpointError(
                 f"prompt checkpoint: {name} is missing; it proves the export right"
             )
+    if config.other is not None and IMAGE_GRAPH not in tensors:
+        raise CheckpointError(
+            f"prompt checkpoint: {IMAGE_GRAPH} is missing, the graph of {config.image_tower}. "
+            "Train or import it again"
+        )
+
+
+def _image_tower(config: ClipConfig, tokens: int) -> dict[str, Shape]:
+    """Of what belongs to the image tower: prompts of a plain ViT, or any other as it is."""
+    if config.other is None:
+        return {"visual.prompts": (None, tokens, config.vision.width)}
+    return {IMAGE_GRAPH: (None,), "visual.prompts": (0, 0, 0)}  # no prompts can be
 
 
 def _dual_shapes(
@@ -176,7 +190,7 @@ def _check_tensor(name: str, tensor: NDArray[Any], shape: tuple[int | None, ...]
             f"prompt checkpoint: {name} is {tensor.shape}, expected "
             f"({', '.join('layers' if n is None else str(n) for n in shape)})"
         )
-    kind = np.uint8 if name == "reference.pixels" else np.float32
+    kind = np.uint8 if name in ("reference.pixels", IMAGE_GRAPH) else np.float32
     if tensor.dtype != kind:
         raise CheckpointError(
             f"prompt checkpoint: {name} is {tensor.dtype}, expected {np.dtype(kind)}"

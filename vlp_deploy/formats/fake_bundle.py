@@ -125,5 +125,5 @@ def _backbone(image_size: int, embed_dim: int) -> Backbone:
         heads=1,
         mlp_width=embed_dim,
     )
-    config = ClipConfig(embed_dim=embed_dim, quick_gelu=False, vision=vision, text=text)
+    config = ClipConfig(embed_dim=embed_dim, quick_gelu=False, vit=vision, text=text)
     return Backbone(name="fake", pretrained="fake", sha256="0" * 64, config=config)

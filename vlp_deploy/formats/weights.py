@@ -5,7 +5,7 @@ Names are open_clip's state-dict keys (`visual.conv1.weight`, `transformer.resbl
 """
 
 import hashlib
-from collections.abc import Mapping, Set
+from collections.abc import Iterable, Mapping, Set
 from pathlib import Path
 
 import numpy as np
@@ -13,9 +13,10 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError, deserialize, safe_open
 
 from vlp_deploy.errors import ModelError
-from vlp_deploy.formats.architecture import ClipConfig
+from vlp_deploy.formats.architecture import ClipConfig, TextTower, VisionTower
 
 Floats = NDArray[np.float32]
+IMAGE_TOWER = "visual."  # in front of its tensors' names
 FLOAT_TYPES = ("F32", "F16", "F64", "BF16")  # in safetensors' words
 
 
@@ -25,17 +26,20 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
     Raises ModelError if the file is no safetensors file, lacks or misshapes a tensor, or holds
     numbers that are no plain floats.
     """
-    expected = expected_shapes(config)
     try:
         with safe_open(path, framework="numpy") as file:
-            slices = {name: file.get_slice(name) for name in list(file.keys())}
+            stored = {plain_name(name): name for name in list(file.keys())}
+            slices = {name: file.get_slice(key) for name, key in stored.items()}
             shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
             types = {name: found.get_dtype() for name, found in slices.items()}
             check_shapes(shapes, config, source=str(path))
-            _check_types({name: types[name] for name in expected}, path)
-            narrow = {name for name in expected if types[name] == "BF16"}
-            found = {name: file.get_tensor(name) for name in expected if name not in narrow}
-        found |= _bfloat16_tensors(path.read_bytes(), narrow) if narrow else {}
+            _check_types({name: types[name] for name in expected_shapes(config)}, path)
+            wanted = wanted_names(config, (name for name in types if types[name] in FLOAT_TYPES))
+            narrow = {name: stored[name] for name in wanted if types[name] == "BF16"}
+            found = {name: file.get_tensor(stored[name]) for name in wanted if name not in narrow}
+        if narrow:
+            wide = _bfloat16_tensors(path.read_bytes(), set(narrow.values()))
+            found |= {name: wide[key] for name, key in narrow.items()}
     except FileNotFoundError:
         raise ModelError(f"weights file {path} does not exist") from None
     except (SafetensorError, OSError) as error:
@@ -43,7 +47,23 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
             f"{path} cannot be read as safetensors ({error}). "
             "Pass the weights of an open_clip model saved with safetensors"
         ) from error
-    return {name: found[name].astype(np.float32) for name in expected}
+    return {name: found[name].astype(np.float32) for name in wanted}
+
+
+def plain_name(name: str) -> str:
+    """A tensor's name in open_clip's `CLIP`; its `CustomTextCLIP` has `text.` in front of some."""
+    return name.removeprefix("text.")
+
+
+def wanted_names(config: ClipConfig, floats: Iterable[str]) -> list[str]:
+    """Which of a file's floating-point tensors make the model.
+
+    Of an image tower that is no plain ViT that is every one; PyTorch's own module knows them.
+    """
+    expected = list(expected_shapes(config))
+    if config.other is None:
+        return expected
+    return expected + [name for name in floats if name.startswith(IMAGE_TOWER)]
 
 
 def _check_types(types: Mapping[str, str], path: Path) -> None:
@@ -91,25 +111,39 @@ def fingerprint(weights: Mapping[str, Floats]) -> str:
 
 
 def expected_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
-    """Name → shape of every tensor of the model, in open_clip's naming."""
-    vision, text, joint = config.vision, config.text, config.embed_dim
+    """Name → shape of the model's tensors, in open_clip's naming.
+
+    Those of an image tower that is no plain ViT are not among them.
+    """
+    text, joint = config.text, config.embed_dim
+    vit = config.vit
     shapes: dict[str, tuple[int, ...]] = {
         "logit_scale": (),
+        **(_around_blocks(vit, joint) if vit else {}),
+        "token_embedding.weight": (text.vocab_size, text.width),
+        "positional_embedding": (text.context_length, text.width),
+        **_norm("ln_final", text.width),
+        "text_projection": (text.width, joint),
+    }
+    return shapes | (_blocks(IMAGE_TOWER, vit) if vit else {}) | _blocks("", text)
+
+
+def _around_blocks(vision: VisionTower, joint: int) -> dict[str, tuple[int, ...]]:
+    return {
         "visual.conv1.weight": (vision.width, 3, vision.patch_size, vision.patch_size),
         "visual.class_embedding": (vision.width,),
         "visual.positional_embedding": (1 + vision.patches, vision.width),
         **_norm("visual.ln_pre", vision.width),
         **_norm("visual.ln_post", vision.width),
         "visual.proj": (vision.width, joint),
-        "token_embedding.weight": (text.vocab_size, text.width),
-        "positional_embedding": (text.context_length, text.width),
-        **_norm("ln_final", text.width),
-        "text_projection": (text.width, joint),
     }
-    for tower, prefix in ((vision, "visual."), (text, "")):
-        for layer in range(tower.layers):
-            block = f"{prefix}transformer.resblocks.{layer}"
-            shapes |= _block(block, tower.width, tower.mlp_width)
+
+
+def _blocks(prefix: str, tower: VisionTower | TextTower) -> dict[str, tuple[int, ...]]:
+    shapes: dict[str, tuple[int, ...]] = {}
+    for layer in range(tower.layers):
+        block = f"{prefix}transformer.resblocks.{layer}"
+        shapes |= _block(block, tower.width, tower.mlp_width)
     return shapes
 
 

@@ -37,7 +37,7 @@ def clip_config(arch: str) -> ClipConfig:
     return ClipConfig(
         embed_dim=joint,
         quick_gelu=True,
-        vision=VisionTower(
+        vit=VisionTower(
             image_size=size,
             patch_size=patch,
             width=width,

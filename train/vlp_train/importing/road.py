@@ -42,10 +42,13 @@ from vlp_train.importing.pictures import drawn_pictures, samples_of
 from vlp_train.importing.questions import EPOCH, STAGE1, Answers, answer
 from vlp_train.importing.reader import read_official
 from vlp_train.importing.same_clip import check_same_clip
+from vlp_train.other_towers import image_graph
 from vlp_train.prompted import Prompts
 from vlp_train.reference import candidates, clearest, reference_pixels, references
 
 BATCH = 16
+
+ANY_IMAGE_TOWER: tuple[Kind, ...] = ("coop", "kgcoop", "deep_language", "dpc")
 
 Converter = Callable[[Source, ClipConfig, Answers], Converted]
 
@@ -97,6 +100,7 @@ def convert(request: ImportRequest) -> Conversion:
     """
     source = _find(request.path, request.options)
     clip, backbone = load_backbone(request.model, request.pretrained)
+    check_tower(source.kind, backbone.config)
     check_complete(source, backbone.config)  # before options: they may be those of the whole
     answers, assumptions = answer(source.kind, request.options)
     weights = {name: tensor.numpy() for name, tensor in clip.state_dict().items()}
@@ -149,7 +153,17 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
     )
     tensors = {name: value.numpy() for name, value in prompts.items()}
     tensors |= references(prompted, prompts, pixels)
+    tensors |= image_graph(conversion.clip, header.preprocessing)
     return PromptCheckpoint(header=header, tensors=tensors), conversion
+
+
+def check_tower(kind: Kind, config: ClipConfig) -> None:
+    """Raise CheckpointError for what belongs to a ViT and is to be imported for another tower."""
+    if config.other is not None and kind not in ANY_IMAGE_TOWER:
+        raise CheckpointError(
+            f"{ORIGIN[kind]} has a plain ViT as image tower, and --model has "
+            f"{config.image_tower}. Pass the --model it was trained with"
+        )
 
 
 def _pixels(images: ImageSet) -> Iterator[Tensor]:

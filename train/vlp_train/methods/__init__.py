@@ -8,6 +8,7 @@ from typing import Any, Protocol
 import msgspec
 
 from vlp_deploy.errors import TrainingError
+from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.methods.base import Method, Task, Training
 from vlp_train.methods.cocoop import CoCoOp, CoCoOpConfig
 from vlp_train.methods.coop import CoOp, CoOpConfig
@@ -42,26 +43,32 @@ class Builder(Protocol):
 
 @dataclass(frozen=True)
 class Entry:
-    """A row of the table: what is learned, in one line, and the two classes that do it."""
+    """A row of the table: what is learned, in one line, and the two classes that do it.
+
+    `any_tower`: images enter through their features alone, and the text tower may be bidirectional.
+    """
 
     summary: str
     config: type[Config]
     method: Builder
+    any_tower: bool = False
 
 
 METHODS: dict[str, Entry] = {
-    "zeroshot": Entry("nothing; templates are averaged", ZeroShotConfig, ZeroShot),
-    "coop": Entry("the words around the class name", CoOpConfig, CoOp),
+    "zeroshot": Entry("nothing; templates are averaged", ZeroShotConfig, ZeroShot, any_tower=True),
+    "coop": Entry("the words around the class name", CoOpConfig, CoOp, any_tower=True),
     "cocoop": Entry("CoOp's words, shifted by each image", CoCoOpConfig, CoCoOp),
-    "kgcoop": Entry("CoOp's words, held near a sentence", KgCoOpConfig, KgCoOp),
+    "kgcoop": Entry("CoOp's words, held near a sentence", KgCoOpConfig, KgCoOp, any_tower=True),
     "vpt": Entry("tokens beside the image patches", VptConfig, Vpt),
-    "deep_language": Entry("text tokens in many layers", DeepLanguageConfig, DeepLanguage),
+    "deep_language": Entry(
+        "text tokens in many layers", DeepLanguageConfig, DeepLanguage, any_tower=True
+    ),
     "ivlp": Entry("text and image tokens in many layers", IvlpConfig, Ivlp),
     "maple": Entry("text tokens, and image tokens made of them", MapleConfig, Maple),
     "promptsrc": Entry("IVLP's tokens, held near CLIP", PromptSrcConfig, PromptSrc),
     "dpt": Entry("tokens of both towers, and some of an image's likely classes", DptConfig, Dpt),
     "dcp": Entry("text and image tokens that attend to each other", DcpConfig, Dcp),
-    "dpc": Entry("a second prompt beside that of --stage1", DpcConfig, dpc),
+    "dpc": Entry("a second prompt beside that of --stage1", DpcConfig, dpc, any_tower=True),
     "dpl": Entry("prompts that towers read beside their tokens", DplConfig, Dpl),
 }
 
@@ -71,6 +78,19 @@ def method_entry(name: str) -> Entry:
     if name not in METHODS:
         raise TrainingError(_unknown("method", name, METHODS))
     return METHODS[name]
+
+
+def check_towers(name: str, config: ClipConfig) -> None:
+    """Raise TrainingError if a method needs the inside of towers that do not offer it."""
+    if (config.other is None and config.text.causal) or METHODS[name].any_tower:
+        return
+    able = ", ".join(method for method, entry in METHODS.items() if entry.any_tower)
+    text = "causal" if config.text.causal else "not causal"
+    raise TrainingError(
+        f"{name} needs a plain ViT as image tower and a causal text tower; this model's image "
+        f"tower is {config.image_tower}, its text tower {text}. Methods for any towers: {able}. Or "
+        "choose a model such as ViT-B-16-quickgelu"
+    )
 
 
 def method_config(name: str, options: Mapping[str, Any]) -> Config:
