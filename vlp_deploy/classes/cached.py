@@ -4,8 +4,10 @@ K classes.
 """
 
 import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from pathlib import Path
 
 from safetensors import SafetensorError
 from safetensors.numpy import load as from_safetensors
@@ -20,25 +22,28 @@ DIGEST_BYTES = 32
 
 
 def cached_bank(
-    build: Callable[[], ClassBank],
+    build: Callable[[Path], ClassBank],
     class_names: Sequence[Sequence[str]],
     *,
     templates: Sequence[str],
     bundle_digest: str,
     engine_version: str,
 ) -> ClassBank:
-    """`build()`, or what it gave before for the same bundle, engine, templates and names.
+    """`build(chunks)`, or what it gave before for the same bundle, engine, templates and names.
 
-    A cache that cannot be read, is damaged or cannot be written to is as good as none.
+    `chunks` is a folder for parts of the work, which is deleted when the whole is kept. A cache
+    that cannot be read, is damaged or cannot be written to is as good as none.
     """
     names = tuple(map(tuple, class_names))
     key = repr((LAYOUT, bundle_digest, engine_version, tuple(templates), names))
     path = cache_folder() / "classes" / f"{hashlib.sha256(key.encode()).hexdigest()}.bank"
     with suppress(OSError, SafetensorError, ValueError):
         return _decode(path.read_bytes())
-    bank = build()
+    chunks = path.with_suffix(".chunks")
+    bank = build(chunks)
     with suppress(OSError):
         write_atomic(path, _encode(bank))
+        shutil.rmtree(chunks, ignore_errors=True)
     return bank
 
 

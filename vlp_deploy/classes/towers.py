@@ -5,6 +5,7 @@ B images, S image size, K classes, D joint width.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -101,7 +102,7 @@ class Towers:
         check_together(manifest.structure, names, manifest.base_classes, visual=visual)
         chosen = manifest.templates if templates is None else tuple(templates)
         bank = cached_bank(
-            lambda: build_bank(self._source(chosen, progress), names),
+            lambda chunks: build_bank(self._source(chosen, progress, chunks), names),
             names,
             templates=chosen,
             bundle_digest=self.bundle.digest,
@@ -112,7 +113,10 @@ class Towers:
         return bank
 
     def _source(
-        self, templates: tuple[str, ...], progress: Callable[[int, int], None] | None
+        self,
+        templates: tuple[str, ...],
+        progress: Callable[[int, int], None] | None,
+        chunks: Path,
     ) -> ClassSource:
         manifest = self.bundle.manifest
         return ClassSource(
@@ -127,6 +131,7 @@ class Towers:
             run=self._run,
             tokenizer=Tokenizer(self.bundle.vocabulary()),
             progress=progress,
+            chunks=chunks,
         )
 
     def _run(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

@@ -83,7 +83,9 @@ class OpenVinoEngine(Engine):
         if request is None:
             request = self._requests.request = self._compiled.create_infer_request()
         try:
-            found = request.infer({k: np.ascontiguousarray(v) for k, v in inputs.items()})
+            contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
+            # read in place: the matrix of 20,000 classes is 41 MB
+            found = request.infer(contiguous, share_inputs=True)
         except RuntimeError as error:
             raise EngineError(f"openvino failed: {error}") from error
         # copies: the request's own arrays are overwritten by its next run
