@@ -11,6 +11,7 @@ VlpError
 ├── BundleError           a deployed bundle
 │   └── IntegrityError    a bundle file whose bytes are not the ones that were exported
 ├── EngineError           an inference engine
+│   └── MissingDeviceError  hardware that an engine needs and this machine has not
 ├── ParityError           an export that does not compute what its checkpoint computed
 ├── UsageError            options that do not go together (exit code 2)
 └── MissingExtraError     an optional dependency that is not installed (exit code 3)
@@ -63,6 +64,10 @@ class IntegrityError(BundleError):
 
 class EngineError(VlpError):
     """An engine that cannot load or run a bundle here."""
+
+
+class MissingDeviceError(EngineError):
+    """An engine that needs hardware which is not here, or not of this kind."""
 
 
 class ParityError(VlpError):

@@ -1,5 +1,6 @@
 """Every engine passes one contract check; names that are wrong, early or missing are explained."""
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -8,11 +9,17 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from vlp_deploy.engines import ENGINES, PLANNED, candidates, engine_class, load_engine
+from vlp_deploy.cache import cache_folder
+from vlp_deploy.engines import ENGINES, candidates, engine_class, load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.check import check_engine
 from vlp_deploy.engines.fake import FakeEngine
-from vlp_deploy.engines.onnx import OnnxEngine
+from vlp_deploy.engines.onnx import (
+    EXTERNAL_DATA,
+    PIECE_BYTES,
+    OnnxEngine,
+    refuse_external_data,
+)
 from vlp_deploy.engines.openvino import OpenVinoEngine
 from vlp_deploy.errors import EngineError, MissingExtraError
 from vlp_deploy.formats.bundle import Bundle
@@ -120,6 +127,86 @@ def test_openvino_has_no_cuda(onnx_graph: Path) -> None:
         OpenVinoEngine(onnx_graph, EngineOptions(device="cuda"))
 
 
+@pytest.mark.parametrize("damage", ["weights", "cut", "missing list", "stray file"])
+def test_damaged_cache_of_openvino_is_made_anew(onnx_graph: Path, damage: str) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+    options = EngineOptions(threads=1)
+    expected = OpenVinoEngine(onnx_graph, options).run(image_inputs())["logits"]
+    (folder,) = (cache_folder() / "openvino").iterdir()
+    (blob,) = folder.glob("*.blob")
+    whole = blob.read_bytes()
+    blob.chmod(0o644)
+    table = np.random.default_rng(1).standard_normal((3, WIDTH), np.float32).tobytes()
+    if damage == "weights":
+        assert table in whole
+        blob.write_bytes(whole.replace(table, bytes(len(table))))  # OpenVINO itself would run this
+    elif damage == "cut":
+        blob.write_bytes(whole[: len(whole) // 2])
+    elif damage == "missing list":
+        (folder / "SHA256SUMS").unlink()
+    else:
+        (folder / "stray.blob").write_bytes(whole)
+
+    found = OpenVinoEngine(onnx_graph, options).run(image_inputs())["logits"]
+
+    np.testing.assert_array_equal(found, expected)
+    assert {path.name for path in folder.iterdir()} == {blob.name, "SHA256SUMS"}
+
+
+def test_openvino_cache_follows_the_content_of_a_graph(onnx_graph: Path) -> None:
+    """OpenVINO goes by path and time, and would serve the old graph here."""
+    pytest.importorskip("openvino", reason="the engine under test")
+    options, stamp = EngineOptions(threads=1), onnx_graph.stat()
+    before = OpenVinoEngine(onnx_graph, options).run(image_inputs())["embedding"]
+    content = onnx_graph.read_bytes()
+    table = np.random.default_rng(1).standard_normal((3, WIDTH), np.float32)
+    onnx_graph.write_bytes(content.replace(table.tobytes(), (-table).tobytes()))
+    os.utime(onnx_graph, ns=(stamp.st_atime_ns, stamp.st_mtime_ns))
+
+    after = OpenVinoEngine(onnx_graph, options).run(image_inputs())["embedding"]
+
+    np.testing.assert_allclose(after, -before, rtol=0, atol=1e-6)
+
+
+def test_openvino_without_a_cache_that_can_be_written_runs(
+    onnx_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("VLP_CACHE", str(tmp_path / "file"))
+
+    assert OpenVinoEngine(onnx_graph, EngineOptions(threads=1)).run(image_inputs())
+
+
+def test_bf16_without_its_units_is_said_and_computed_in_float32(onnx_graph: Path) -> None:
+    openvino = pytest.importorskip("openvino", reason="the engine under test")
+    if "BF16" in openvino.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        engine = OpenVinoEngine(onnx_graph, EngineOptions(precision="bf16"))
+        assert engine.version.endswith("bf16")
+        return
+    with pytest.warns(UserWarning, match="no bfloat16 units"):
+        engine = OpenVinoEngine(onnx_graph, EngineOptions(precision="bf16"))
+    assert engine.version.endswith("f32")
+
+
+@pytest.mark.parametrize("package", ["onnxruntime", "openvino"])
+def test_package_that_cannot_be_imported_is_an_engine_error(
+    onnx_graph: Path, package: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = __import__
+
+    def pretend(wanted: str, *arguments: Any, **options: Any) -> Any:
+        if wanted == package:
+            raise ImportError("libcudart.so.13: cannot open shared object file")
+        return real(wanted, *arguments, **options)
+
+    monkeypatch.setattr("builtins.__import__", pretend)
+    engine = {"onnxruntime": OnnxEngine, "openvino": OpenVinoEngine}[package]
+
+    with pytest.raises(EngineError, match=r"cannot be imported: libcudart.*Install it again"):
+        engine(onnx_graph, EngineOptions())
+
+
 class Broken(FakeEngine):
     """A fake engine with one fault, chosen by the subclass."""
 
@@ -192,8 +279,11 @@ def test_every_registered_engine_goes_by_its_name() -> None:
     ("name", "complaint"),
     [
         ("onx", "Did you mean 'onnx'"),
-        ("", "there is no engine ''. Available: auto, onnx, openvino, fake"),
-        *((name, f"'{name}' is not in this version. What works today") for name in PLANNED),
+        (
+            "",
+            "there is no engine ''. Available: auto, onnx, openvino, tensorrt, tensorrt-rtx, fake",
+        ),
+        ("tensorrtx", "Did you mean 'tensorrt"),
     ],
 )
 def test_unknown_engine_is_explained(name: str, complaint: str) -> None:
@@ -214,7 +304,7 @@ def test_candidates_follow_from_file_precision_and_device() -> None:
     assert candidates(".fake", EngineOptions()) == ["fake"]
     assert candidates(".onnx", EngineOptions()) == ["onnx", "openvino"]
     assert candidates(".onnx", EngineOptions(precision="bf16")) == ["openvino"]
-    assert candidates(".onnx", EngineOptions(device="cuda")) == ["onnx"]
+    assert "openvino" not in candidates(".onnx", EngineOptions(device="cuda"))
 
 
 def test_installed_version_imports_nothing_and_may_be_unknown() -> None:
@@ -291,7 +381,18 @@ def test_onnx_errors_at_run_become_engine_errors(onnx_graph: Path) -> None:
         engine.run(image_inputs() | {"image": np.zeros((1, 3, 5, 5), np.float64)})
 
 
-@pytest.mark.parametrize("options", [{"threads": 0}, {"threads": -2}, {"device": "tpu"}])
+def test_external_data_is_found_across_the_border_of_two_pieces(tmp_path: Path) -> None:
+    path = tmp_path / "image.onnx"
+    for start in range(PIECE_BYTES - len(EXTERNAL_DATA), PIECE_BYTES + 1):
+        path.write_bytes(bytes(start) + EXTERNAL_DATA + b"\x12\x04evil")
+
+        with pytest.raises(EngineError, match="other files"):
+            refuse_external_data(path)
+
+
+@pytest.mark.parametrize(
+    "options", [{"threads": 0}, {"threads": -2}, {"device": "tpu"}, {"precision": "fp4"}]
+)
 def test_options_check_themselves(options) -> None:
     with pytest.raises(EngineError, match="expected"):
         EngineOptions(**options)

@@ -13,19 +13,16 @@ AUTO = "auto"
 ENGINES = {
     "onnx": "vlp_deploy.engines.onnx:OnnxEngine",
     "openvino": "vlp_deploy.engines.openvino:OpenVinoEngine",
+    "tensorrt": "vlp_deploy.engines.tensorrt:TensorRtEngine",
+    "tensorrt-rtx": "vlp_deploy.engines.tensorrt:TensorRtRtxEngine",
     "fake": "vlp_deploy.engines.fake:FakeEngine",
 }
-PLANNED = ("tensorrt", "tensorrt-rtx")
 
 
 def engine_class(name: str) -> type[Engine]:
     """The class behind a name. Raises EngineError that lists what there is."""
-    if name in PLANNED:
-        raise EngineError(
-            f"engine {name!r} is not in this version. What works today: auto, {', '.join(ENGINES)}"
-        )
     if name not in ENGINES:
-        close = get_close_matches(name, [*ENGINES, *PLANNED, AUTO], n=1)
+        close = get_close_matches(name, [*ENGINES, AUTO], n=1)
         hint = f"Did you mean {close[0]!r}? " if close else ""
         raise EngineError(
             f"there is no engine {name!r}. {hint}Available: auto, {', '.join(ENGINES)}"
