@@ -28,14 +28,14 @@ def noisy(
 ) -> BenchReport:
     """A run on a machine that is `slower` at fixed work, and at the engine's to another power.
 
-    Passes differ by `wavering`, and the calls of a pass by a tenth.
+    Passes differ by `wavering`; calls take a tenth longer than they have to, some much longer.
     """
     random = np.random.default_rng(seed)
     passes, reference = [], []
     for _ in range(PASSES):
         load = slower * np.exp(random.normal(0, wavering))
-        passes.append(milliseconds * load**hits_engine * random.normal(1, 0.1, 50))
-        reference.append(load * random.normal(1, 0.1, 50))
+        passes.append(milliseconds * load**hits_engine * (1 + random.exponential(0.1, 50)))
+        reference.append(load * (1 + random.exponential(0.1, 50)))
     measured = latency(passes, reference, batch=batch, first_ms=1.0)
     return BenchReport(
         bundle="bundle",

@@ -9,7 +9,7 @@ from vlp_deploy.measuring.accuracy import Accuracy, Agreement, Findings
 from vlp_deploy.measuring.compare import Comparison
 from vlp_deploy.measuring.gemm import gemm_share
 from vlp_deploy.measuring.records import OURS, BenchReport
-from vlp_deploy.measuring.timing import PERCENTILES, Spread
+from vlp_deploy.measuring.timing import PERCENTILES, QUICK, Spread
 
 Shown = str | Table
 MISTAKES = 5  # pairs of classes; a report has more
@@ -154,7 +154,7 @@ def _findings(found: Findings) -> Iterator[Shown]:
 
 def comparison_tables(comparison: Comparison) -> Iterator[Shown]:
     """What changed, what noise explains, and what else is not the same."""
-    table = Table("contender", "figure", "before", "after", "after / before", "may be", "verdict")
+    table = Table("contender", "figure", "before", "after", "quick calls", "may be", "verdict")
     for change in comparison.changes:
         verdict = "within noise"
         if change.is_real:
@@ -164,7 +164,10 @@ def comparison_tables(comparison: Comparison) -> Iterator[Shown]:
         table.add_row(change.contender, change.figure, *figures, interval, verdict)
     yield table
     changed = sum(change.is_real for change in comparison.changes)
-    yield f"{changed} of {len(comparison.changes)} figures changed beyond noise"
+    yield (
+        f"{changed} of {len(comparison.changes)} figures changed beyond noise. Quick calls: the "
+        f"{QUICK}th percentile after over before, and what it may be without the machine's part"
+    )
     if comparison.differences:
         other = Table("what else differs", "before", "after")
         for difference in comparison.differences:
