@@ -14,8 +14,10 @@ from vlp_deploy.formats.bundle import Manifest
 from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.formats.structures import Conditioned
 from vlp_export.contexts import Context
+from vlp_export.exporter import DEFAULT_BUDGET
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
+from vlp_export.precision_choice import AUTO, Budget
 
 VIT_B_16_GFLOP = 33  # one image through its image tower
 HEAVY_GFLOP = 3 * VIT_B_16_GFLOP  # an image; more of them deserve a warning
@@ -45,7 +47,21 @@ def export(
     engine: Annotated[
         str, typer.Option(help="What will run the bundle: onnx means onnxruntime.")
     ] = "onnx",
-    precision: Annotated[str, typer.Option(help="Number format of the graphs: fp32.")] = "fp32",
+    precision: Annotated[
+        str,
+        typer.Option(
+            help="Number format of the graphs: fp32, fp16, bf16, int8 or fp8; auto measures which "
+            "is the fastest within the budget below. int8, fp8 and auto look at --calibration."
+        ),
+    ] = "fp32",
+    max_accuracy_loss: Annotated[
+        float,
+        typer.Option(help="Of --precision auto: percentage points, where images have labels."),
+    ] = DEFAULT_BUDGET.accuracy_loss,
+    min_agreement: Annotated[
+        float,
+        typer.Option(help="Of --precision auto: per cent of images with the answer of fp32."),
+    ] = DEFAULT_BUDGET.agreement,
     pretrained: Annotated[
         str | None,
         typer.Option(
@@ -80,8 +96,8 @@ def export(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Of DCP: images to freeze the context over, best those of training; a folder, an "
-            "archive or a list. Labels are not needed."
+            help="Images to measure int8, fp8 and auto on, and of DCP to freeze the context over; "
+            "best those of training. A folder, an archive or a list; labels are not needed."
         ),
     ] = None,
     batch_size: Annotated[
@@ -111,6 +127,7 @@ def export(
             batch_size=batch_size,
             engine=engine,
             precision=precision,
+            budget=Budget(accuracy_loss=max_accuracy_loss, agreement=min_agreement),
             force=force,
             progress=status.update,
         )
@@ -120,20 +137,26 @@ def export(
 def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
     """Print what was exported, how far it is from the un-folded model, and what it costs."""
     console = Console(highlight=False)
-    parity = Table("batch", "max |Δlogit|", "allowed", "min cosine", "top-1", "verdict")
+    parity = Table(
+        *("precision", "batch", "max |Δlogit|", "allowed", "min cosine", "batch cosine", "top-1"),
+        "verdict",
+    )
     for row in manifest.parity:
         parity.add_row(
+            row.precision,
             str(row.batch),
             f"{row.max_logit_difference:.1e}",
             f"{row.tolerance:.0e}",
             f"{row.min_cosine:.7f}",
+            f"{row.batch_cosine:.7f}",
             f"{row.top1_agreement:.0%}",
             "ok" if passes(row) else "FAILS",
         )
     graphs = Table("graph", "nodes", "GFLOP", "MB")
     for role, graph in manifest.graphs.items():
         megabytes = (output / graph.file).stat().st_size / 1e6
-        graphs.add_row(role, str(graph.nodes), f"{graph.flops / 1e9:.3f}", f"{megabytes:.1f}")
+        cost = f"{graph.flops / 1e9:.3f}" if graph.flops else "not counted"
+        graphs.add_row(role, str(graph.nodes), cost, f"{megabytes:.1f}")
     console.print("Reference images, against the un-folded model:", parity, sep="\n")
     if (left_out := REFERENCE_IMAGES - manifest.parity[0].images) > 0:
         console.print(
@@ -141,6 +164,7 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
             "among those that are selected for them."
         )
     console.print("Cost of one image, and of one text row of full length:", graphs, sep="\n")
+    show_trials(manifest.history[-1].get("precision", {}))
     new = "" if manifest.new_classes.allowed else " No new classes: " + manifest.new_classes.reason
     if context := manifest.history[-1].get("context"):
         console.print(describe_context(context), soft_wrap=True)
@@ -155,6 +179,27 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
         Console(stderr=True).print(describe_cost(gflop, classes), soft_wrap=True, style=style)
     if warning := manifest.new_classes.warning:
         Console(stderr=True).print(f"New classes: {warning}.", soft_wrap=True, style="yellow")
+
+
+def show_trials(record: Mapping[str, Any]) -> None:
+    """On stderr, what `--precision auto` tried and why it took what it took."""
+    if record.get("asked") != AUTO:
+        return
+    trials = Table("precision", "speed, batch 1", "batch 8", "agreement", "loss", "verdict")
+    for trial in record["trials"]:
+        speed, loss = trial["speed"] or {}, trial["accuracy_loss"]
+        trials.add_row(
+            trial["precision"],
+            *(f"{speed[batch]:.2f}x" if speed else "" for batch in ("1", "8")),
+            "" if trial["agreement"] is None else f"{trial['agreement']:.2f} %",
+            "" if loss is None else f"{loss:.2f}",
+            trial["refused"] or ("taken" if trial["precision"] == record["is"] else "slower"),
+        )
+    console = Console(stderr=True, highlight=False)
+    console.print(
+        f"Precisions against fp32, on {record['images']} images of {record['measured_on']}:", trials
+    )
+    console.print(f"Taken: {record['is']}")
 
 
 def describe_cost(gflop: float, classes: int) -> str:
