@@ -26,10 +26,12 @@ from vlp_deploy.formats.bundle import (
     ClassBank,
     Golden,
     Manifest,
+    ParityRow,
     check_target,
     write_bundle,
 )
 from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
+from vlp_deploy.formats.structures import Coupled
 from vlp_export.backbone import load_backbone
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import Context, ContextChoice, settle_context
@@ -38,11 +40,13 @@ from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
 from vlp_export.further import further_banks
 from vlp_export.parity import BATCHES, ParityReport, Reference, check_parity
+from vlp_export.precision_choice import Budget, PrecisionChoice, settle_precision
 from vlp_export.running import Progress, Running
+from vlp_export.served import RUN_HERE
 from vlp_export.selection import Mask, decided_references, golden_answers
 
-PRECISIONS = {"onnx": ("fp32",)}  # engine -> what this version writes for it
 ALL = slice(None)  # reference images
+DEFAULT_BUDGET = Budget()
 
 
 def export(
@@ -57,6 +61,7 @@ def export(
     batch_size: int | None = None,
     engine: str = "onnx",
     precision: str = "fp32",
+    budget: Budget = DEFAULT_BUDGET,
     force: bool = False,
     progress: Progress | None = None,
 ) -> Manifest:
@@ -67,8 +72,10 @@ def export(
     tag.
     `classes` is a file of class names to bake instead of those of training. `mixing_weight` takes
     the place of the one that DPC's training chose. `context`, `calibration` (a place with images)
-    and `batch_size` say what DCP's prompts are made of (`vlp_export.contexts`). `progress` is told
-    each step. Nothing is written unless the graphs reproduce the checkpoint's reference answers.
+    and `batch_size` say what DCP's prompts are made of (`vlp_export.contexts`); `calibration` also,
+    what int8 and fp8 take their ranges from, and what `auto` holds the `budget` on
+    (`vlp_export.precision_choice`). `progress` is told each step. Nothing is written unless the
+    graphs reproduce the checkpoint's reference answers.
 
     Raises:
         CheckpointError: no checkpoint, or one that this version cannot export as asked.
@@ -81,13 +88,21 @@ def export(
         BundleError: `output` exists and not `force`, or is something else than a bundle.
     """
     report = progress or _silent
-    _check_supported(engine, precision)
+    _check_engine(engine)
+    numbers = PrecisionChoice(
+        precision=precision, engine=engine, calibration=calibration, budget=budget
+    )
     check_target(output, replace=force)
     names = None if classes is None else read_class_list(classes)
     report("reading checkpoint and weights")
     checkpoint = _load_checkpoint(source)
     weights = load_backbone(checkpoint.header.backbone, pretrained)
-    choice = ContextChoice(context=context, calibration=calibration, batch_size=batch_size)
+    only_numbers = numbers.needs_images and not isinstance(checkpoint.header.structure, Coupled)
+    choice = ContextChoice(
+        context=context,
+        calibration=None if only_numbers else calibration,
+        batch_size=batch_size,
+    )
     settled = settle_context(checkpoint, weights, choice, report)
     contents = build_bundle(
         settled.checkpoint,
@@ -98,6 +113,7 @@ def export(
         history=_history(checkpoint, source, mixing_weight, settled.record),
         progress=report,
     )
+    contents = settle_precision(contents, numbers, report)
     report("writing the bundle")
     write_bundle(contents, output, replace=force)
     return contents.manifest
@@ -115,8 +131,9 @@ def build_bundle(
 ) -> BundleContents:
     """The proven bundle of a checkpoint in memory. Raises ParityError and what `export` raises.
 
-    Graphs are written in the dialect of `engine` and proven by onnxruntime. Other classes than the
-    trained ones, and another mixing weight, take their place after the proof, by the same code.
+    Graphs are written in the dialect of `engine` and proven by onnxruntime, and by `engine` itself
+    if it runs here. Other classes than the trained ones, and another mixing weight, take their
+    place after the proof, by the same code.
     """
     dialect = DIALECTS[engine]
     report = progress or _silent
@@ -127,8 +144,15 @@ def build_bundle(
     report("comparing with the un-folded model")
     images = decided_references(model, bank, checkpoint)
     parity = _prove(model, bank, checkpoint, images=images)
-    for reference, further in further_banks(model.source, trained).items():
+    rows, others = parity.rows, further_banks(model.source, trained)
+    for reference, further in others.items():
         _prove(model, further, checkpoint, reference=reference)
+    if engine in RUN_HERE and engine != "onnx":
+        report(f"comparing {engine} with the un-folded model")
+        there = model.in_engine(engine)
+        rows += _prove(there, bank, checkpoint, images=images, engine=engine).rows
+        for reference, further in others.items():
+            _prove(there, further, checkpoint, reference=reference, engine=engine)
     golden = Golden(
         pixels=checkpoint.tensors["reference.pixels"][images],
         embeddings=parity.embeddings,
@@ -146,7 +170,7 @@ def build_bundle(
         manifest=_manifest(
             remixed,
             model,
-            parity,
+            rows,
             bank,
             engine=engine,
             classes=tuple(classes),
@@ -177,6 +201,7 @@ def _prove(
     *,
     images: Mask | slice = ALL,
     reference: str = "reference.logits",
+    engine: str = "onnx",
 ) -> ParityReport:
     return check_parity(
         lambda pixels: model.answer(pixels, bank),
@@ -186,7 +211,7 @@ def _prove(
             logit_scale=model.source.logit_scale,
             bank=bank,
         ),
-        engine="onnx",
+        engine=engine,
         batches=BATCHES if fixed_batch(model.source.structure) is None else (1,),
     )
 
@@ -194,7 +219,7 @@ def _prove(
 def _manifest(
     checkpoint: PromptCheckpoint,
     model: Running,
-    parity: ParityReport,
+    parity: tuple[ParityRow, ...],
     bank: ClassBank,
     *,
     engine: str,
@@ -220,7 +245,7 @@ def _manifest(
         host_head=CLASS_MATRIX in bank.inputs,
         new_classes=new_classes(checkpoint),
         tools=_tools(),
-        parity=parity.rows,
+        parity=parity,
         history=history,
     )
 
@@ -242,12 +267,11 @@ def _load_checkpoint(source: Path) -> PromptCheckpoint:
     return checkpoint
 
 
-def _check_supported(engine: str, precision: str) -> None:
-    if precision not in PRECISIONS.get(engine, ()):
-        supported = "; ".join(f"{name}: {', '.join(kinds)}" for name, kinds in PRECISIONS.items())
+def _check_engine(engine: str) -> None:
+    if engine not in DIALECTS:
         raise EngineError(
-            f"engine {engine!r} in precision {precision!r} cannot be exported. This version "
-            f"exports {supported}. Pass --engine onnx --precision fp32"
+            f"engine {engine!r} cannot be exported for. This version exports for "
+            f"{', '.join(DIALECTS)}"
         )
 
 

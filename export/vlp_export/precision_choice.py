@@ -1,0 +1,224 @@
+"""`--precision`: a precision by name, or with `auto` the fastest that answers as float32 does.
+
+`auto` rewrites the bundle in every precision that the engine takes, runs it in that engine on the
+calibration images, and takes the fastest that loses no more accuracy and changes no more answers
+than the budget allows. What was tried, and why it was not taken, goes into the bundle's history.
+
+Legend: n images, K classes.
+"""
+
+import tempfile
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+import msgspec
+import numpy as np
+from numpy.typing import NDArray
+
+from vlp_deploy.classes.conditioned import run_in_pieces
+from vlp_deploy.classes.coupled import one_by_one
+from vlp_deploy.engines import load_engine
+from vlp_deploy.engines.base import Engine, EngineOptions
+from vlp_deploy.engines.support import refuse_unsupported, why_unsupported
+from vlp_deploy.errors import EngineError, ParityError
+from vlp_deploy.formats.bundle import BundleContents, Precision
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
+from vlp_export.evaluation_images import UNKNOWN, EvaluationImages, evaluation_images
+from vlp_export.precision import QUANTISED, RANGE_IMAGES, Target, in_precision
+from vlp_export.running import Progress
+
+AUTO = "auto"
+PRECISIONS: tuple[Precision, ...] = get_args(Precision)
+MOST_IMAGES = 512  # that `auto` measures on
+TIMED_BATCHES = (1, 8)
+TIMED_SECONDS = 2.0  # a batch size
+NOT_HERE = ("tensorrt", "tensorrt-rtx")  # engines whose speed shows on the target's GPU only
+
+Floats = NDArray[np.float32]
+Answer = Callable[[NDArray[np.uint8]], Floats]  # (B, 3, S, S) → logits (B, K)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Budget:
+    """How far answers may change for speed, on the calibration images."""
+
+    accuracy_loss: float = 0.5  # percentage points, where labels are known
+    agreement: float = 99.5  # per cent of equal top-1 classes
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.accuracy_loss <= 100:
+            raise EngineError(f"--max-accuracy-loss is {self.accuracy_loss}; expected 0 to 100")
+        if not 0 <= self.agreement <= 100:
+            raise EngineError(f"--min-agreement is {self.agreement}; expected 0 to 100")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PrecisionChoice:
+    """What the user asked for; `calibration` is a place with images."""
+
+    precision: str = "fp32"
+    engine: str = "onnx"
+    calibration: Path | None = None
+    budget: Budget = Budget()
+
+    def __post_init__(self) -> None:
+        if self.precision != AUTO:
+            refuse_unsupported(self.engine, self.precision)
+        elif self.engine in NOT_HERE:
+            raise EngineError(
+                f"--precision auto measures on this machine, and {self.engine} is built on the one "
+                "with the GPU. Choose a precision by name"
+            )
+
+    @property
+    def needs_images(self) -> bool:
+        """Whether images decide how the graphs are written."""
+        return self.precision in (AUTO, *QUANTISED)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """One precision that `auto` looked at; speed in times of float32, agreement in per cent."""
+
+    precision: Precision
+    speed: dict[str, float] | None = None  # by batch size
+    agreement: float | None = None
+    accuracy_loss: float | None = None  # points; None without labels
+    refused: str = ""
+
+    @property
+    def slowest(self) -> float:
+        """What is gained at least."""
+        return min(self.speed.values()) if self.speed else 0.0
+
+
+def settle_precision(
+    contents: BundleContents, choice: PrecisionChoice, report: Progress
+) -> BundleContents:
+    """The float32 bundle in the precision that was asked for, or that is best.
+
+    Raises ParityError if the one that was asked for is too far off; EngineError, DataError.
+    """
+    if choice.precision == AUTO:
+        return _best(contents, choice, report)
+    target = Target(precision=PRECISIONS[PRECISIONS.index(choice.precision)], engine=choice.engine)
+    if not choice.needs_images:
+        return in_precision(contents, target)
+    report("reading calibration images")
+    images = evaluation_images(choice.calibration, contents.manifest, most=RANGE_IMAGES)
+    report(f"rewriting graphs in {target.precision}")
+    lowered = in_precision(contents, target, images.pixels)
+    return _recorded(lowered, {"ranges_of": images.source, "images": len(images.pixels)})
+
+
+def _best(contents: BundleContents, choice: PrecisionChoice, report: Progress) -> BundleContents:
+    report("reading calibration images")
+    images = evaluation_images(choice.calibration, contents.manifest, most=MOST_IMAGES)
+    best, gain, trials = contents, 1.0, []
+    for precision in PRECISIONS[1:]:
+        target = Target(precision=precision, engine=choice.engine)
+        report(f"trying {precision}")
+        lowered, trial = _try(contents, target, images, choice.budget)
+        trials.append(trial)
+        if lowered is not None and not trial.refused and trial.slowest > gain:
+            best, gain = lowered, trial.slowest
+    record = {
+        "asked": AUTO,
+        "measured_on": images.source,
+        "images": len(images.pixels),
+        "budget": asdict(choice.budget),
+        "trials": [asdict(trial) for trial in trials],
+    }
+    return _recorded(best, record)
+
+
+def _try(
+    contents: BundleContents, target: Target, images: EvaluationImages, budget: Budget
+) -> tuple[BundleContents | None, Trial]:
+    if reason := why_unsupported(target.engine, target.precision):
+        return None, Trial(precision=target.precision, refused=reason)
+    spread = np.linspace(0, len(images.pixels) - 1, RANGE_IMAGES).astype(int)
+    try:
+        lowered = in_precision(contents, target, images.pixels[np.unique(spread)])
+        trial = _measured(contents, lowered, target, images)
+    except (EngineError, ParityError) as error:
+        return None, Trial(precision=target.precision, refused=str(error))
+    return lowered, replace(trial, refused=_refusal(trial, budget))
+
+
+def _measured(
+    contents: BundleContents, lowered: BundleContents, target: Target, images: EvaluationImages
+) -> Trial:
+    """Both bundles in the engine that is to serve them: speed by turns, and answers."""
+    with tempfile.TemporaryDirectory() as folder:
+        first = _loaded(contents, target.engine, Path(folder) / "fp32")
+        second = _loaded(lowered, target.engine, Path(folder) / target.precision)
+        with closing(first), closing(second):
+            answers = _answer(contents, first), _answer(lowered, second)
+            expected, found = (_all_logits(answer, images.pixels) for answer in answers)
+            speed = {str(batch): _speed(*answers, images.pixels[:batch]) for batch in TIMED_BATCHES}
+    agreement = found.argmax(axis=1) == expected.argmax(axis=1)
+    known = images.labels != UNKNOWN
+    loss = None
+    if known.any():
+        right = [(x.argmax(axis=1) == images.labels)[known].mean() for x in (expected, found)]
+        loss = round(float(100 * (right[0] - right[1])), 3)
+    return Trial(
+        precision=target.precision,
+        speed=speed,
+        agreement=round(float(100 * agreement.mean()), 3),
+        accuracy_loss=loss,
+    )
+
+
+def _loaded(contents: BundleContents, engine: str, folder: Path) -> Engine:
+    manifest = contents.manifest
+    path = folder / manifest.graphs[contents.bank.graph].file
+    folder.mkdir()
+    path.write_bytes(contents.graphs[path.name])
+    return load_engine(engine, path, EngineOptions(precision=manifest.precision))
+
+
+def _answer(contents: BundleContents, engine: Engine) -> Answer:
+    run = one_by_one(
+        lambda pixels: run_in_pieces(engine.run, pixels, contents.bank.inputs),
+        contents.manifest.structure,
+    )
+    return lambda pixels: run(pixels)[1]
+
+
+def _all_logits(answer: Answer, pixels: NDArray[np.uint8]) -> Floats:
+    batch = max(TIMED_BATCHES)
+    return np.concatenate([answer(pixels[n : n + batch]) for n in range(0, len(pixels), batch)])
+
+
+def _speed(first: Answer, second: Answer, pixels: NDArray[np.uint8]) -> float:
+    """How many times as fast the second is."""
+    times = take_turns(
+        {"first": lambda: first(pixels), "second": lambda: second(pixels)},
+        seconds=TIMED_SECONDS,
+        least=3,
+    )
+    return round(paired_ratio(times["first"], times["second"]).median, 3)
+
+
+def _refusal(trial: Trial, budget: Budget) -> str:
+    """Why a trial is beyond the budget; empty if it is not."""
+    if trial.agreement is not None and trial.agreement < budget.agreement:
+        return f"agrees with fp32 on {trial.agreement:.2f} %, wanted are {budget.agreement:g} %"
+    if trial.accuracy_loss is not None and trial.accuracy_loss > budget.accuracy_loss:
+        return f"loses {trial.accuracy_loss:.2f} points, allowed are {budget.accuracy_loss:g}"
+    return "" if trial.slowest > 1 else "is no faster than fp32"
+
+
+def _recorded(contents: BundleContents, record: dict[str, Any]) -> BundleContents:
+    """With what is known of its precision in the last step of its history."""
+    *earlier, last = contents.manifest.history or ({},)
+    entry = {"is": contents.manifest.precision, **record}
+    manifest = msgspec.structs.replace(
+        contents.manifest, history=(*earlier, {**last, "precision": entry})
+    )
+    return replace(contents, manifest=manifest)
