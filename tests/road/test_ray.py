@@ -7,14 +7,16 @@ import sys
 import tarfile
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
 from vlp_deploy import Classifier, cli
+from vlp_deploy.answers import Failure
 from vlp_deploy.bulk import ray_run
+from vlp_deploy.bulk.items import Input, Item
 from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.fake_bundle import write_fake_bundle
 from vlp_deploy.question import Question
@@ -102,6 +104,48 @@ def test_workers_that_are_killed_lose_nothing(
 
         with pytest.raises(EngineError, match="a worker needs 1000 and 0"):
             hire(ray, replace(task, threads=1000))
+
+
+class Fatal:
+    """An image whose decoder takes the whole process with it."""
+
+    def __init__(self, log: Path) -> None:
+        self._log = log
+
+    def read(self) -> bytes:
+        with open(self._log, "a") as log:
+            log.write("x")
+        os._exit(1)
+
+
+def test_image_that_kills_its_worker_is_a_failure_and_nothing_else_is(
+    inputs: Path, task: ray_run.Task, tmp_path: Path
+) -> None:
+    paths = sorted(map(str, (inputs / "images").iterdir()))
+    fatal = Item("fatal.png", Fatal(tmp_path / "log"))
+    items: list[Input] = [*paths[:9], fatal, *paths[9:]]
+    failure = Failure(path="fatal.png", error=ray_run.DIED)
+    classifier = Classifier.load(inputs / "bundle")
+    expected = list(classifier.stream([*paths[:9], failure, *paths[9:]], task.question))
+
+    with ray_run.connected("local") as ray:
+        ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])
+        got = list(ray_run.answers(ray, items, task))
+
+    assert got == expected  # to the last bit: batches were as if the image could not be read
+    assert (tmp_path / "log").read_text() == 2 * (ray_run.RETRIES + 1) * "x"  # in its batch, alone
+
+
+def test_workers_that_cannot_even_load_are_an_error_and_no_image_is() -> None:
+    ray = pytest.importorskip("ray")
+
+    def dead(reference: Any) -> None:
+        raise ray.exceptions.RayActorError
+
+    package: Any = SimpleNamespace(get=dead, exceptions=ray.exceptions)
+    worker: Any = SimpleNamespace(answers=SimpleNamespace(remote=lambda batch: None))
+    with pytest.raises(EngineError, match="die before they have seen an image"):
+        ray_run._without_fatal_images(package, worker, ["a.png"])
 
 
 def test_cluster_that_is_not_there_is_explained() -> None:

@@ -2,7 +2,8 @@
 
 Every worker is an actor with a classifier of its own. Batches are the same as in a local run, so
 answers are, too; they come back to one process, which writes them as it would its own. A worker
-that dies is started again, and what it was doing is done again.
+that dies is started again, and what it was doing is done again; an image that kills it every time
+is a failure like others.
 """
 
 import importlib
@@ -14,8 +15,8 @@ from dataclasses import dataclass
 from types import ModuleType
 from typing import Any
 
-from vlp_deploy.answers import Answer
-from vlp_deploy.bulk.items import Input
+from vlp_deploy.answers import Answer, Failure
+from vlp_deploy.bulk.items import Input, name_of
 from vlp_deploy.bulk.pipeline import batched
 from vlp_deploy.classes.class_list import ClassNames
 from vlp_deploy.classifier import Classifier
@@ -25,7 +26,8 @@ from vlp_deploy.question import Question
 LOCAL = "local"
 QUEUE = 2  # batches that a worker has: one at work, the next at hand
 AHEAD = 4  # batches a worker that are taken and not given back
-RETRIES = 3  # of a batch whose worker dies; more, and the batch is at fault
+RETRIES = 1  # of a batch whose worker dies; more, and one of its images must be at fault
+DIED = "the process that read it died, twice: the image makes its decoder crash, or takes too much"
 SILENCE = {
     "RAY_USAGE_STATS_ENABLED": "0",  # else it would call home
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else it announces a change of its defaults
@@ -108,12 +110,12 @@ def connected(address: str) -> Iterator[ModuleType]:
 def answers(ray: ModuleType, items: Iterable[Input], task: Task) -> Iterator[Answer]:
     """One for every item, in order; at most AHEAD batches a worker are taken before their turn.
 
-    Raises EngineError if a batch kills its worker again and again.
+    Raises EngineError if workers die whatever they are given.
     """
     workers = hire(ray, task)
     batches = batched(items, task.question.batch_size)
     free = deque(workers * QUEUE)
-    pending: deque[Any] = deque()  # references to answers, in the order of their batches
+    pending: deque[tuple[Any, list[Input]]] = deque()  # references to answers, in order, and why
     busy: dict[Any, Any] = {}  # reference -> worker
     try:
         while True:
@@ -121,14 +123,20 @@ def answers(ray: ModuleType, items: Iterable[Input], task: Task) -> Iterator[Ans
                 if (batch := next(batches, None)) is None:
                     break
                 worker = free.popleft()
-                pending.append(worker.answers.remote(batch))
-                busy[pending[-1]] = worker
+                reference = worker.answers.remote(batch)
+                pending.append((reference, batch))
+                busy[reference] = worker
             if not pending:
                 return
             done, _ = ray.wait(list(busy)) if busy else ([], [])
             free.extend(busy.pop(reference) for reference in done)
-            while pending and pending[0] not in busy:
-                yield from _get(ray, pending.popleft())
+            while pending and pending[0][0] not in busy:
+                reference, batch = pending.popleft()
+                found = _get(ray, reference)
+                if found is None:
+                    ray.wait([*busy, reference], num_returns=len(busy) + 1)  # nobody else is hurt
+                    found = _without_fatal_images(ray, workers[0], batch)
+                yield from found
     finally:
         for worker in workers:
             ray.kill(worker)
@@ -150,15 +158,44 @@ def hire(ray: ModuleType, task: Task) -> list[Any]:
     return [revived.remote(task) for _ in range(room)]
 
 
-def _get(ray: ModuleType, reference: Any) -> list[Answer]:
+def _without_fatal_images(ray: ModuleType, worker: Any, batch: list[Input]) -> list[Answer]:
+    """The answers of a batch that killed its worker: what kills it by itself, too, is a Failure.
+
+    The others are answered together, as if those images could not be read.
+    """
+    try:
+        ray.get(worker.answers.remote([]))
+    except ray.exceptions.RayActorError as error:
+        raise EngineError(
+            "the Ray workers die before they have seen an image. Is vlp-deploy installed where they"
+            f" run, and is there memory enough? Ray says: {error}"
+        ) from error
+    rest = [
+        item
+        if _get(ray, worker.answers.remote([item])) is not None
+        else Failure(path=name_of(item), error=DIED)
+        for item in batch
+    ]
+    if (found := _get(ray, worker.answers.remote(rest))) is None:
+        raise EngineError(
+            "a Ray worker died over a batch and not over any image of it, for want of memory "
+            "perhaps. Lower --max-memory or --batch-size"
+        )
+    return found
+
+
+def _get(ray: ModuleType, reference: Any) -> list[Answer] | None:
+    """The answers, or None if the worker died over them each time."""
+    deaths = (
+        ray.exceptions.RayActorError,
+        ray.exceptions.ObjectLostError,
+        ray.exceptions.OutOfMemoryError,
+    )
     try:
         return ray.get(reference)  # type: ignore[no-any-return]
     except ray.exceptions.RayTaskError as error:
         if isinstance(error.cause, VlpError):
             raise error.cause from None
         raise
-    except (ray.exceptions.RayActorError, ray.exceptions.ObjectLostError) as error:
-        raise EngineError(
-            f"a Ray worker died {RETRIES + 1} times over the same batch, for want of memory"
-            " perhaps. Lower --max-memory or --batch-size, or leave that image out"
-        ) from error
+    except deaths:
+        return None
