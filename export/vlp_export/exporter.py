@@ -17,6 +17,7 @@ from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classes.dual import check_together, has_visual_prompts
 from vlp_deploy.classes.inputs import Synonyms, build_bank
 from vlp_deploy.classes.tokenizer import VOCABULARY_PATH
+from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
 from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
 from vlp_deploy.files import sha256_of
 from vlp_deploy.formats.bundle import (
@@ -30,20 +31,20 @@ from vlp_deploy.formats.bundle import (
     check_target,
     write_bundle,
 )
-from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
+from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
 from vlp_deploy.formats.structures import Coupled
 from vlp_export.backbone import load_backbone
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import Context, ContextChoice, settle_context
-from vlp_export.dialects import DIALECTS
+from vlp_export.dialects import DIALECTS, FUSED
 from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
 from vlp_export.further import further_banks
 from vlp_export.parity import BATCHES, ParityReport, Reference, check_parity
 from vlp_export.precision_choice import Budget, PrecisionChoice, settle_precision
 from vlp_export.running import Progress, Running
-from vlp_export.served import RUN_HERE
 from vlp_export.selection import Mask, decided_references, golden_answers
+from vlp_export.served import RUN_HERE
 
 ALL = slice(None)  # reference images
 DEFAULT_BUDGET = Budget()
@@ -234,6 +235,7 @@ def _manifest(
         engine=engine,
         precision="fp32",
         graphs=model.graphs.infos(checkpoint, bank),
+        profiles=_profiles(model, header, engine),
         classes=classes,
         class_graph=bank.graph,
         base_classes=header.base_classes,
@@ -250,11 +252,22 @@ def _manifest(
     )
 
 
+def _profiles(model: Running, header: Header, engine: str) -> dict[str, tuple[Ranges, ...]]:
+    """What sizes each graph of a TensorRT bundle is built for."""
+    if DIALECTS[engine] is not FUSED:
+        return {}
+    classes, length = len(header.class_names), header.backbone.config.text.context_length
+    return {
+        role: default_profiles(file.symbols, classes=classes, context_length=length)
+        for role, file in model.graphs.files.items()
+    }
+
+
 def _load_checkpoint(source: Path) -> PromptCheckpoint:
     if (source / MANIFEST).exists():
         raise EngineError(
-            f"{source} is a bundle already. Building engines from bundles is not supported yet; "
-            "its ONNX graphs run as they are: vlp classify images/ --bundle BUNDLE"
+            f"{source} is a bundle already. To build an engine of it, name it first: "
+            f"vlp export {source} --engine ENGINE"
         )
     checkpoint = PromptCheckpoint.load(source)
     header = checkpoint.header

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from vlp_export.class_texts import class_source
 from vlp_export.dialects import PORTABLE, Dialect
 from vlp_export.folding import Floats, Weights
 from vlp_export.graphs import Graphs
+from vlp_export.served import run_in
 from vlp_export.session import Sessions
 
 Progress = Callable[[str], None]
@@ -50,6 +52,10 @@ class Running:
             ),
         )
         return cls(graphs=graphs, sessions=sessions, source=source)
+
+    def in_engine(self, name: str) -> "Running":
+        """The same graphs, run by an engine of the runtime."""
+        return replace(self, sessions=Sessions(self.graphs, partial(run_in, name)))
 
     def answer(self, pixels: NDArray[np.uint8], bank: ClassBank) -> tuple[Floats, Floats]:
         """(B, 3, S, S) → embeddings (B, D) and logits (B, K), where no image sees another."""

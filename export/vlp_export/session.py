@@ -1,8 +1,8 @@
 """ONNX graphs in memory, run by onnxruntime on the CPU."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime
@@ -10,7 +10,10 @@ from numpy.typing import NDArray
 
 from vlp_deploy.classes.conditioned import run_in_pieces
 from vlp_deploy.formats.bundle import ClassBank
-from vlp_export.graphs import Graphs
+from vlp_export.served import Run
+
+if TYPE_CHECKING:
+    from vlp_export.graphs import Graphs
 
 ERRORS_ONLY = 3
 Floats = NDArray[np.float32]
@@ -36,14 +39,14 @@ class Session:
 class Sessions:
     """The graphs of a bundle by role, each loaded when it is first run."""
 
-    def __init__(self, graphs: Graphs) -> None:
-        self._graphs = graphs
-        self._loaded: dict[str, Session] = {}
+    def __init__(self, graphs: "Graphs", load: Callable[[bytes], Run] = Session) -> None:
+        self._graphs, self._load = graphs, load
+        self._loaded: dict[str, Run] = {}
 
     def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
         """Outputs of the graph of a role."""
         if role not in self._loaded:
-            self._loaded[role] = Session(self._graphs.files[role].content)
+            self._loaded[role] = self._load(self._graphs.files[role].content)
         return self._loaded[role](inputs)
 
     def image(self, pixels: NDArray[np.uint8], bank: ClassBank) -> tuple[Floats, Floats]:

@@ -7,11 +7,13 @@ import sys
 import time
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import numpy as np
 import onnxruntime
 import pytest
+from numpy.typing import NDArray
 
 from tests.export.tiny_clip import (
     CLASSES,
@@ -27,7 +29,9 @@ from tests.export.tiny_clip import (
     make_weights,
     save_weights,
 )
-from vlp_deploy import embedded
+from vlp_deploy import Classifier, embedded
+from vlp_deploy.engines.base import Arrays
+from vlp_deploy.engines.openvino import OpenVinoEngine
 from vlp_deploy.errors import (
     BundleError,
     CheckpointError,
@@ -319,12 +323,17 @@ def test_weights_that_cannot_be_had_say_what_to_do(
 
 
 @pytest.mark.parametrize(
-    ("engine", "precision"), [("tensorrt", "fp32"), ("onnx", "fp16"), ("abacus", "fp32")]
+    ("engine", "precision", "complaint"),
+    [
+        ("onnx", "fp8", r"engine onnx does not take fp8.*\nengine +fp32"),
+        ("onnx", "fp4", r"precision is 'fp4'; expected one of fp32"),
+        ("abacus", "fp32", r"exports for onnx, openvino"),
+    ],
 )
 def test_unsupported_engines_and_precisions_list_what_works(
-    engine: str, precision: str, tmp_path: Path
+    engine: str, precision: str, complaint: str, tmp_path: Path
 ) -> None:
-    with pytest.raises(EngineError, match=r"This version exports onnx: fp32"):
+    with pytest.raises(EngineError, match=complaint):
         export(tmp_path / "none", tmp_path / "bundle", engine=engine, precision=precision)
 
 
@@ -434,3 +443,31 @@ def test_output_that_cannot_be_written_is_explained(tmp_path: Path, pretrained: 
 
     with pytest.raises(BundleError, match="file is not a folder"):
         export(saved(zeroshot(), tmp_path), tmp_path / "file" / "bundle", pretrained=pretrained)
+
+
+def test_export_for_openvino_is_proven_in_openvino_too(tmp_path: Path, pretrained: str) -> None:
+    source, output = saved(coop(), tmp_path), tmp_path / "bundle"
+
+    manifest = export(source, output, pretrained=pretrained, engine="openvino")
+
+    rows = [(row.engine, row.batch) for row in manifest.parity]
+    assert rows == [(name, batch) for name in ("onnx", "openvino") for batch in (1, 2, 5, 8)]
+    assert Classifier.load(output, "openvino").bundle.manifest.engine == "openvino"
+
+
+def test_export_for_openvino_fails_where_openvino_answers_wrongly(
+    tmp_path: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = OpenVinoEngine._run
+
+    def off(self: OpenVinoEngine, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        found = real(self, inputs)
+        return {**found, "logits": found["logits"] + np.float32(0.01)}
+
+    monkeypatch.setattr(OpenVinoEngine, "_run", off)
+
+    with pytest.raises(ParityError, match=r"openvino +fp32 .*FAILS"):
+        export(
+            saved(coop(), tmp_path), tmp_path / "bundle", pretrained=pretrained, engine="openvino"
+        )
+    assert leftovers(tmp_path) == ["prompt.safetensors", "vlp-cache"]

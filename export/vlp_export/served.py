@@ -1,0 +1,23 @@
+"""Graphs in memory, run by an engine of the runtime: the very one that will serve them."""
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from numpy.typing import NDArray
+
+from vlp_deploy.engines import load_engine
+from vlp_deploy.engines.base import EngineOptions
+from vlp_deploy.formats.bundle import Precision
+
+RUN_HERE = ("onnx", "openvino")  # engines that run where bundles are exported, without a GPU
+Run = Callable[[Mapping[str, NDArray[Any]]], dict[str, Any]]  # arrays in and out by name
+
+
+def run_in(engine: str, content: bytes, *, precision: Precision = "fp32") -> Run:
+    """What runs a graph in the engine of this name. Raises EngineError or MissingExtraError."""
+    with TemporaryDirectory() as folder:
+        graph = Path(folder) / "graph.onnx"
+        graph.write_bytes(content)
+        return load_engine(engine, graph, EngineOptions(precision=precision)).run
