@@ -12,7 +12,7 @@ EXTRA_MODULES = {
     "open_clip": ("open_clip_torch", "train"),
     "onnx": ("onnx", "export"),
     "onnx_ir": ("onnx-ir", "export"),
-    "onnxscript": ("onnxscript", "bench"),
+    "onnxscript": ("onnxscript", "train"),
     "onnxruntime": ("onnxruntime", "cpu"),
 }
 

@@ -4,7 +4,8 @@ B images, K classes, S image size. The first call at a batch size compiles, whic
 minutes; `vlp bench` tells that time apart.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,13 +16,15 @@ from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.bundle import Bundle
 from vlp_train.eager import EagerClassifier, load_eager
 
+INDUCTOR = "inductor"  # PyTorch's own, which writes C++ for processors
+
 
 class CompiledClassifier:
     """Pixels to logits through the compiled model."""
 
-    def __init__(self, eager: EagerClassifier) -> None:
+    def __init__(self, eager: EagerClassifier, *, backend: str | Callable[..., Any] = INDUCTOR):
         # dynamic=False: for one batch size each, which is the fastest that torch.compile offers
-        self._predict = torch.compile(eager.predict, dynamic=False)
+        self._predict = torch.compile(eager.predict, dynamic=False, backend=backend)
 
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, 3, S, S) → float32 (B, K). Raises EngineError if it cannot be compiled."""
@@ -30,7 +33,7 @@ class CompiledClassifier:
                 answers: NDArray[np.float32] = self._predict(torch.from_numpy(pixels)).numpy()
         except TorchDynamoException as error:
             raise EngineError(
-                f"torch.compile cannot compile this model: {_first_line(error)}. It needs a C++ "
+                f"torch.compile cannot compile this model: {_reason(error)}. It needs a C++ "
                 "compiler, g++ or clang++ (or the one named by $CXX); leave torch-compile out of "
                 "--against otherwise"
             ) from error
@@ -47,5 +50,6 @@ def load_compiled(
     return compiled
 
 
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+def _reason(error: Exception) -> str:
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return " ".join(lines[:2]) or type(error).__name__

@@ -34,6 +34,7 @@ class _AsModule(nn.Module):
     def __init__(self, eager: EagerClassifier) -> None:
         super().__init__()
         self._eager = eager
+        self._clip = eager.model.clip  # a module's own parameters; others would become constants
 
     def forward(self, image: Tensor) -> Tensor:
         return self._eager.predict(image)
@@ -82,10 +83,11 @@ def export(eager: EagerClassifier, example: Tensor, path: Path) -> None:
                 external_data=False,
                 verbose=False,
             )
-        except torch.onnx.OnnxExporterError as error:
+        except (RuntimeError, ValueError) as error:  # torch.onnx.OnnxExporterError is one
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise EngineError(
-                f"PyTorch cannot export this model to ONNX: {str(error).strip().splitlines()[0]}. "
-                "Leave openclip-onnx out of --against"
+                f"PyTorch cannot export this model to ONNX: {reason}. Leave openclip-onnx out of "
+                "--against"
             ) from error
 
 

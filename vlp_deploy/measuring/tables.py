@@ -79,9 +79,9 @@ def _loops(report: BenchReport) -> Iterator[Shown]:
         return
     table = Table("contender", "loop", "images/s", *(f"p{p} ms" for p in PERCENTILES), "calls")
     for name, loop in loops:
-        kind = f"{loop.concurrency} at a time"
+        kind = f"{loop.concurrency} callers"
         if loop.rate is not None:
-            kind = f"{loop.rate:g} a second" + ("" if loop.kept_up else ", too many")
+            kind = f"{loop.rate:g}/s" + ("" if loop.kept_up else ": too many")
         calls = str(loop.latency.calls)
         table.add_row(name, kind, f"{loop.images_per_s:.1f}", *_cells(loop.latency), calls)
     yield table

@@ -1,0 +1,140 @@
+"""`vlp bench` with loops and stages asked for, and with labelled images that cannot be used."""
+
+from pathlib import Path
+
+import msgspec
+import pytest
+from PIL import Image
+
+from vlp_deploy import cli
+from vlp_deploy.commands.bench import REPORT_FILE
+from vlp_deploy.measuring.records import STAGES, BenchReport
+
+
+def bench(bundle: Path, *words: str | Path) -> int:
+    quick = ["--engine", "fake", "--no-cold-start", "--seconds", "0", "--batch", "1"]
+    return cli.run(["bench", str(bundle), *quick, *map(str, words)])
+
+
+def picture(path: Path) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (40, 40), "red").save(path)
+    return path
+
+
+def test_loops_and_stages_are_in_the_report(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--concurrency", "1,3", "--rate", "400", "--constant-rate", "--output", tmp_path]
+
+    assert bench(fake_bundle, *words) == 0
+
+    report = msgspec.json.decode((tmp_path / REPORT_FILE).read_bytes(), type=BenchReport)
+    (result,) = report.contenders
+    assert [(loop.kind, loop.concurrency, loop.rate) for loop in result.loops] == [
+        ("closed", 1, None),
+        ("closed", 3, None),
+        ("open", 3, 400),
+    ]
+    assert report.stages is not None
+    assert tuple(report.stages.spreads) == STAGES
+    shown = capsys.readouterr().out
+    assert all(text in shown for text in ("3 callers", "400/s", "preprocess", "golden images"))
+
+
+def test_loops_and_stages_can_be_left_out(fake_bundle: Path, tmp_path: Path) -> None:
+    assert bench(fake_bundle, "--concurrency", "", "--no-stages", "--output", tmp_path) == 0
+
+    report = msgspec.json.decode((tmp_path / REPORT_FILE).read_bytes(), type=BenchReport)
+    assert report.stages is None
+    assert report.contenders[0].loops == ()
+
+
+def test_the_load_is_that_before_the_measuring(
+    fake_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    loads = iter([64.0])  # asked for once, at the start
+    monkeypatch.setattr("os.getloadavg", lambda: (next(loads), 0.0, 0.0))
+
+    assert bench(fake_bundle, "--concurrency", "", "--no-stages", "--output", tmp_path) == 0
+
+    report = msgspec.json.decode((tmp_path / REPORT_FILE).read_bytes(), type=BenchReport)
+    assert report.machine.load_average == 64.0
+    assert "load average was 64.0" in report.warnings[0]
+    assert "warning: the load average was 64.0" in " ".join(capsys.readouterr().out.split())
+
+
+def test_one_image_is_enough(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = ("1.png,red,train", "2.png,green,train", "3.png,red,test")
+    for row in rows:
+        picture(tmp_path / row.split(",")[0])
+    (tmp_path / "list.csv").write_text("\n".join(("path,label,split", *rows)))
+
+    assert bench(fake_bundle, "--data", tmp_path / "list.csv", "--concurrency", "") == 0
+    assert "of 1 images" in " ".join(capsys.readouterr().out.split())
+
+
+def test_classes_that_the_bundle_lacks_are_told(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("red", "cat"):
+        picture(tmp_path / "data" / name / "1.png")
+
+    assert bench(fake_bundle, "--data", tmp_path / "data") == 1
+    assert "1 classes that the bundle does not know, first 'cat'" in capsys.readouterr().err
+
+
+def test_an_empty_class_is_told(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "data" / "red" / "1.png")
+    (tmp_path / "data" / "green").mkdir()
+
+    assert bench(fake_bundle, "--data", tmp_path / "data") == 1
+    assert "green holds no images" in capsys.readouterr().err
+
+
+def test_one_class_alone_is_told(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "data" / "red" / "1.png")
+
+    assert bench(fake_bundle, "--data", tmp_path / "data") == 1
+    assert "one class only, 'red'" in capsys.readouterr().err
+
+
+def test_a_damaged_image_is_named(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    picture(tmp_path / "data" / "red" / "1.png")
+    (tmp_path / "data" / "green").mkdir()
+    (tmp_path / "data" / "green" / "broken.png").write_text("no picture")
+
+    assert bench(fake_bundle, "--data", tmp_path / "data") == 1
+    assert "broken.png" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        (("--rate", "x"), "--rate is 'x'; expected numbers above 0"),
+        (("--concurrency", "0.5"), "--concurrency is '0.5'; expected whole numbers"),
+        (("--against", "tea"), "Available: torch, torch-compile, openclip-onnx, openvino, onnx"),
+    ],
+)
+def test_options_are_checked_before_anything_is_measured(
+    words: tuple[str, str],
+    reason: str,
+    fake_bundle: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vlp_deploy.measuring.bench.measure_contenders", None)
+
+    assert bench(fake_bundle, *words) == 1
+    assert reason in capsys.readouterr().err
