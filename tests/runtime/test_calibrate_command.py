@@ -82,6 +82,9 @@ def test_unknown_images_may_lie_in_one_folder(fake_bundle: Path, tmp_path: Path)
     ("known", "complaint"),
     [
         ({"red": 1, "blue": 1}, "has 2 images to calibrate with; at least 20"),
+        ({"red": 1}, "has one class only, 'red'"),
+        (dict.fromkeys(CLASSES, 1), "has 4 images to calibrate with; at least 20"),
+        ({"red": 20, "blue": 20, "green": 0}, "green holds no images"),
         ({"red": 30, "cat": 30}, "1 classes that the bundle does not know, first 'cat'"),
         (dict.fromkeys(CLASSES, 9), "no temperature fits"),  # noise
     ],
@@ -98,6 +101,18 @@ def test_data_that_cannot_be_fitted_to_says_why_and_writes_nothing(
     assert calibrate(fake_bundle, data, "--output", tmp_path / "new") == 1
 
     assert complaint in capsys.readouterr().err
+    assert not (tmp_path / "new").exists()
+
+
+def test_image_that_cannot_be_read_is_named(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_pictures(tmp_path / "data", {"red": 20, "blue": 20})
+    (data / "blue" / "7.png").write_bytes(b"no picture")
+
+    assert calibrate(fake_bundle, data, "--output", tmp_path / "new") == 1
+
+    assert f"{data}/blue/7.png: this is not an image" in capsys.readouterr().err
     assert not (tmp_path / "new").exists()
 
 

@@ -269,11 +269,34 @@ def test_header_check_refuses_what_loading_would(tmp_path: Path, broken_images) 
 def test_format_that_pillow_was_built_without_is_named(
     brand: bytes, name: str, message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    Image.init()
+    images._load_plugins()
     monkeypatch.delitem(Image.OPEN, name, raising=False)
 
     with pytest.raises(ImageError, match=message):
         load_image(b"\0\0\0\x18ftyp" + brand + bytes(100))
+
+
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_photos_of_phones_are_read_upright_where_their_package_is_installed(
+    orientation: int,
+) -> None:
+    pytest.importorskip("pillow_heif", reason="the heic extra is not installed")
+    images._load_plugins()
+    picture = Image.new("RGB", (64, 48), (200, 30, 30))
+    picture.paste((30, 30, 200), (32, 0, 64, 48))
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    content = encoded(picture, "HEIF", exif=exif.tobytes())  # and turned, as phones do
+
+    image = load_image(content)
+
+    assert image.size == ((64, 48) if orientation == 1 else (48, 64))
+    blue = image.getpixel((60, 24) if orientation == 1 else (24, 60))
+    np.testing.assert_allclose(blue, (30, 30, 200), atol=12)  # lossy
+    with pytest.raises(ImageError, match="too large"):
+        load_image(content, limits=Limits(max_pixels=64 * 48 - 1))
+    with pytest.raises(ImageError):
+        load_image(content[: len(content) * 2 // 3])
 
 
 def test_bitmaps_without_a_file_header_are_read() -> None:

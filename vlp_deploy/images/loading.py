@@ -15,7 +15,9 @@ import stat
 import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
+from functools import cache
+from importlib import import_module
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO, cast
@@ -61,7 +63,7 @@ ISO_BRANDS = {
     **dict.fromkeys((b"avif", b"avis"), "AVIF"),
 }
 ISO_NEEDS = {
-    "HEIF": "HEIC, which needs pillow-heif, registered in Python",
+    "HEIF": "HEIC, which needs pillow-heif (pip install 'vlp-deploy[heic]')",
     "AVIF": "AVIF, which needs Pillow 11.3 or later",
 }
 
@@ -193,7 +195,7 @@ def _identify(file: BinaryIO | _Timed) -> Image.Image:
         try:
             return Image.open(cast(BinaryIO, file), formats=USUAL_FORMATS)
         except UnidentifiedImageError:
-            Image.init()
+            _load_plugins()
             known = tuple(name for name in OTHER_FORMATS if name in Image.OPEN)
             return Image.open(cast(BinaryIO, file), formats=known)
     except ImageError:  # too late
@@ -205,6 +207,14 @@ def _identify(file: BinaryIO | _Timed) -> Image.Image:
         raise ImageError(_too_large(_pixels_found(error))) from error
     except Exception as error:  # Pillow's parsers raise whatever the damaged bytes led them to
         raise ImageError(f"the image's header is damaged ({_plain(error)})") from error
+
+
+@cache
+def _load_plugins() -> None:
+    """Let Pillow know all its formats, and HEIC where the package for it is installed."""
+    Image.init()
+    with suppress(ImportError):
+        import_module("pillow_heif").register_heif_opener()
 
 
 def _check_size(image: Image.Image, limits: Limits) -> None:
