@@ -11,6 +11,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from difflib import get_close_matches
+from pathlib import Path
 from typing import Any
 
 from vlp_deploy import __version__
@@ -18,6 +19,7 @@ from vlp_deploy.errors import VlpError
 from vlp_deploy.extras import load_function
 
 USER_ERROR, USAGE_ERROR, INTERRUPTED = 1, 2, 130
+MANIFEST = "manifest.json"  # by this file a folder is a bundle; its module is slow to import
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,7 @@ class Verb:
 
     target: str
     summary: str
+    of_bundle: str | None = None  # what it is where the first argument is a bundle
 
 
 VERBS = {
@@ -34,7 +37,11 @@ VERBS = {
     "import": Verb(
         "vlp_train.importing.command:import_checkpoint", "Turn an official checkpoint into our own"
     ),
-    "export": Verb("vlp_export.command:export", "Turn a tuned prompt into a bundle"),
+    "export": Verb(
+        "vlp_export.command:export",
+        "Turn a tuned prompt into a bundle, and a bundle into engines",
+        of_bundle="vlp_deploy.commands.build_engine:build_engine",
+    ),
     "classify": Verb("vlp_deploy.commands.classify:classify", "Classify images, torch-free"),
     "bench": Verb("vlp_deploy.commands.bench:bench", "Measure latency and accuracy of a bundle"),
     "calibrate": Verb("vlp_deploy.commands.calibrate:calibrate", "Fit what probabilities mean"),
@@ -85,13 +92,15 @@ def _dispatch(arguments: Sequence[str]) -> int:
         hint = f"Did you mean {close[0]!r}? " if close else ""
         _complain(f"there is no verb {name!r}. {hint}Available: {', '.join(VERBS)}")
         return USAGE_ERROR
-    return _call(load_verb(name), name, arguments[1:])
+    bundle = len(arguments) > 1 and (Path(arguments[1]) / MANIFEST).is_file()
+    return _call(load_verb(name, of_bundle=bundle), name, arguments[1:])
 
 
-def load_verb(name: str) -> Callable[..., Any]:
+def load_verb(name: str, *, of_bundle: bool = False) -> Callable[..., Any]:
     """Import a verb's function. Raises MissingExtraError if its extra is not installed."""
     verb = VERBS[name]
-    return load_function(verb.target, what=f"`vlp {name}`")
+    target = verb.of_bundle if of_bundle and verb.of_bundle else verb.target
+    return load_function(target, what=f"`vlp {name}`")
 
 
 def usage() -> str:

@@ -201,7 +201,7 @@ def fake_module(driver: FakeDriver) -> ModuleType:
 
 def fake_build(request: BuildRequest) -> BuildReport:
     """What the child process does, in an instant."""
-    profiles = request.profiles or tuple(map(dict, default_profiles({"B", "K"})))
+    profiles = request.profiles or default_profiles({"B", "K"})
     report = BuildReport(
         inputs=INPUTS, profiles=profiles, layers={"gemm": 1}, fused_attention=0, network_layers=9
     )

@@ -5,6 +5,7 @@ B images, S image size, K classes, D joint width.
 
 import threading
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +48,9 @@ class Towers:
         with self._lock:
             if role not in self._loaded:
                 path = self.bundle.graph_path(role)
-                self._loaded[role] = load_engine(self._engine, path, self._options)
+                profiles = self.bundle.manifest.profiles.get(role, ())
+                options = replace(self._options, profiles=profiles)
+                self._loaded[role] = load_engine(self._engine, path, options)
             return self._loaded[role]
 
     def run_image(self, pixels: Pixels, bank: ClassBank) -> tuple[Floats, Floats]:

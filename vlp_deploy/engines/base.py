@@ -29,7 +29,7 @@ class EngineOptions:
     threads: int | None = None
     device: str = "cpu"
     precision: str = "fp32"
-    profiles: tuple[Mapping[str, tuple[int, int, int]], ...] = ()
+    profiles: tuple[dict[str, tuple[int, int, int]], ...] = ()
     cuda_graphs: bool = False
 
     def __post_init__(self) -> None:

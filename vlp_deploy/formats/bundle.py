@@ -56,7 +56,8 @@ class GraphInfo(Record, frozen=True, kw_only=True):
     file: str
     opset: int
     nodes: int
-    flops: int  # 2 x multiply-accumulates, batch 1; text: one row of `context_length` tokens
+    # 2 x multiply-accumulates, batch 1; text: one row of `context_length` tokens; 0: not counted
+    flops: int
 
 
 class ParityRow(Record, frozen=True, kw_only=True):
@@ -98,6 +99,10 @@ class Manifest(Record, frozen=True, kw_only=True):
     engine: str
     precision: Precision
     graphs: dict[str, GraphInfo]  # role -> file: image, text
+    # role -> ranges of open sizes, by symbol, that engines are built for; see engines/tensorrt
+    profiles: dict[str, tuple[dict[str, tuple[int, int, int]], ...]] = msgspec.field(
+        default_factory=dict
+    )
     classes: tuple[str, ...]
     class_graph: str = "image"  # the role of the graph that serves them
     base_classes: tuple[str, ...] = ()

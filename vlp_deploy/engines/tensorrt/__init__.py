@@ -30,7 +30,7 @@ from vlp_deploy.engines.tensorrt.builder import (
 from vlp_deploy.engines.tensorrt.cuda import Device, first_gpu
 from vlp_deploy.engines.tensorrt.messages import message_logger
 from vlp_deploy.engines.tensorrt.plans import Plan, Target, forget, plan_for, plans_folder
-from vlp_deploy.engines.tensorrt.profiles import Profile, fitting, item_symbol, most_items
+from vlp_deploy.engines.tensorrt.profiles import Ranges, fitting, item_symbol, most_items
 from vlp_deploy.engines.tensorrt.workers import Worker
 from vlp_deploy.errors import EngineError, MissingDeviceError, MissingExtraError
 from vlp_deploy.files import sha256_of, write_atomic
@@ -94,7 +94,7 @@ class TensorRtEngine(Engine):
         """Raise MissingDeviceError for a GPU that the flavour knows not to serve."""
 
     @classmethod
-    def target(cls, graph: Path, profiles: tuple[Profile, ...], device: Device) -> Target:
+    def target(cls, graph: Path, profiles: tuple[Ranges, ...], device: Device) -> Target:
         """What a plan of this graph for this GPU depends on."""
         return Target(
             engine=cls.name,
@@ -103,7 +103,7 @@ class TensorRtEngine(Engine):
             compute_capability=device.compute_capability,
             device=device.name,
             driver=device.driver,
-            profiles=tuple(dict(profile) for profile in profiles),
+            profiles=profiles,
         )
 
     @classmethod
@@ -198,7 +198,7 @@ class TensorRtRtxEngine(TensorRtEngine):
             )
 
     @classmethod
-    def target(cls, graph: Path, profiles: tuple[Profile, ...], device: Device) -> Target:
+    def target(cls, graph: Path, profiles: tuple[Ranges, ...], device: Device) -> Target:
         # Neither the GPU's name nor its driver matters: such a plan may be built elsewhere.
         whole = super().target(graph, profiles, device)
         return Target(
@@ -211,7 +211,7 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     @classmethod
     def build_ahead(
-        cls, graph: Path, profiles: tuple[Profile, ...], compute_capability: str
+        cls, graph: Path, profiles: tuple[Ranges, ...], compute_capability: str
     ) -> Plan:
         """A plan in the cache for a GPU that need not be here. Raises EngineError."""
         known = supported_compute_capabilities(cls.module)

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from vlp_deploy.engines.tensorrt.messages import message_logger
-from vlp_deploy.engines.tensorrt.profiles import Range, default_profiles
+from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
 from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.architecture import Record
 
@@ -29,7 +29,7 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     module: str  # tensorrt or tensorrt_rtx
     graph: str  # path of the ONNX file
     plan: str  # where to write
-    profiles: tuple[dict[str, Range], ...] = ()  # none: the defaults for the graph's symbols
+    profiles: tuple[Ranges, ...] = ()  # none: the defaults for the graph's symbols
     compute_capability: str | None = None  # "8.9"; None: of the GPU that is there
     timing_cache: str | None = None  # a file to read and to write
 
@@ -38,7 +38,7 @@ class BuildReport(Record, frozen=True, kw_only=True):
     """What was built."""
 
     inputs: dict[str, Shape]
-    profiles: tuple[dict[str, Range], ...]
+    profiles: tuple[Ranges, ...]
     layers: dict[str, int]  # kind -> how many, as the builder lists them
     fused_attention: int  # layers that are a whole attention
     network_layers: int  # before optimisation
@@ -80,7 +80,7 @@ def _build(request: BuildRequest) -> BuildReport:
         raise EngineError(f"cannot be read: {'; '.join(errors)}")
     _allow_decomposition(trt, network)
     inputs = _inputs(network)
-    profiles = request.profiles or tuple(map(dict, default_profiles(symbols(inputs))))
+    profiles = request.profiles or default_profiles(symbols(inputs))
     config = _config(trt, builder, request)
     for profile in profiles:
         config.add_optimization_profile(_optimisation_profile(builder, inputs, profile))
@@ -139,7 +139,7 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def _optimisation_profile(builder: Any, inputs: dict[str, Shape], ranges: dict[str, Range]) -> Any:
+def _optimisation_profile(builder: Any, inputs: dict[str, Shape], ranges: Ranges) -> Any:
     profile = builder.create_optimization_profile()
     for name, shape in inputs.items():
         if any(isinstance(size, str) for size in shape):
@@ -147,7 +147,7 @@ def _optimisation_profile(builder: Any, inputs: dict[str, Shape], ranges: dict[s
     return profile
 
 
-def _sized(shape: Shape, ranges: dict[str, Range], bound: int) -> tuple[int, ...]:
+def _sized(shape: Shape, ranges: Ranges, bound: int) -> tuple[int, ...]:
     return tuple(ranges[size][bound] if isinstance(size, str) else size for size in shape)
 
 

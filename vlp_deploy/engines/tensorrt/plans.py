@@ -19,7 +19,7 @@ import msgspec
 
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.engines.tensorrt.builder import BuildReport
-from vlp_deploy.engines.tensorrt.profiles import Range
+from vlp_deploy.engines.tensorrt.profiles import Ranges
 from vlp_deploy.files import sha256_of, staged_folder
 from vlp_deploy.formats.architecture import Record
 
@@ -36,7 +36,7 @@ class Target(Record, frozen=True, kw_only=True):
     compute_capability: str
     device: str = ""  # the GPU's name; a plan of TensorRT for RTX serves all of a capability
     driver: str = ""
-    profiles: tuple[dict[str, Range], ...] = ()  # as asked for; none: the defaults
+    profiles: tuple[Ranges, ...] = ()  # as asked for; none: the defaults
     flags: tuple[str, ...] = FLAGS
 
     @property

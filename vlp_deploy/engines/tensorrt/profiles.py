@@ -9,7 +9,7 @@ from collections.abc import Collection, Mapping, Sequence
 from vlp_deploy.errors import EngineError
 
 Range = tuple[int, int, int]  # least, what is tuned for, most
-Profile = Mapping[str, Range]  # by symbol
+Ranges = dict[str, Range]  # of one profile, by symbol
 
 # One range from 1 to 128 would be tuned for one of its sizes and serve the others badly.
 BATCHES: tuple[Range, ...] = ((1, 1, 1), (2, 8, 8), (9, 32, 32), (33, 128, 128))
@@ -21,7 +21,7 @@ ITEMS = ("B", "N", "K")  # of a graph's symbols the first one counts its items
 
 def default_profiles(
     symbols: Collection[str], *, classes: int = 100, context_length: int = 77
-) -> tuple[Profile, ...]:
+) -> tuple[Ranges, ...]:
     """Profiles of a graph with these symbols, the smallest batches first.
 
     `classes` is the number tuned for. Raises EngineError for a symbol that is not known.
@@ -55,7 +55,7 @@ def item_symbol(symbols: Collection[str]) -> str | None:
     return next((symbol for symbol in ITEMS if symbol in symbols), None)
 
 
-def fitting(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int | None:
+def fitting(profiles: Sequence[Ranges], sizes: Mapping[str, int]) -> int | None:
     """The first profile whose ranges hold these sizes."""
     for index, profile in enumerate(profiles):
         if all(_holds(profile[symbol], size) for symbol, size in sizes.items()):
@@ -63,7 +63,7 @@ def fitting(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int | None
     return None
 
 
-def most_items(profiles: Sequence[Profile], sizes: Mapping[str, int], item: str) -> int:
+def most_items(profiles: Sequence[Ranges], sizes: Mapping[str, int], item: str) -> int:
     """How many items one run can take, the other sizes given. Raises EngineError if none."""
     others = {symbol: size for symbol, size in sizes.items() if symbol != item}
     able = [
@@ -74,7 +74,7 @@ def most_items(profiles: Sequence[Profile], sizes: Mapping[str, int], item: str)
     if not able:
         raise EngineError(
             f"the engine was not built for {_listed(others)}. It takes "
-            f"{'; or '.join(_ranges(profile) for profile in profiles)}"
+            f"{'; or '.join(_listed_ranges(profile) for profile in profiles)}"
         )
     return max(able)
 
@@ -87,5 +87,5 @@ def _listed(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{symbol} = {size}" for symbol, size in sizes.items())
 
 
-def _ranges(profile: Profile) -> str:
-    return ", ".join(f"{symbol} {low} to {high}" for symbol, (low, _, high) in profile.items())
+def _listed_ranges(ranges: Ranges) -> str:
+    return ", ".join(f"{symbol} {low} to {high}" for symbol, (low, _, high) in ranges.items())
