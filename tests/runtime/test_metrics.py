@@ -120,3 +120,14 @@ def test_worst_confusion_comes_first() -> None:
 def test_harmonic_mean_of_nothing_is_nothing() -> None:
     assert metrics.harmonic_mean(0.5, 0.25) == pytest.approx(1 / 3)
     assert metrics.harmonic_mean(0.5, 0.0) == 0.0
+
+
+def test_share_of_no_hits_has_an_interval_all_the_same() -> None:
+    none = metrics.share_interval(np.zeros(20, bool))
+    some = metrics.share_interval(np.arange(100) < 10)
+
+    # Wilson's interval: |p - share| = 1.96 * sqrt(p (1 - p) / n) at both ends
+    assert (none.value, none.low) == (0.0, 0.0)
+    assert none.high == pytest.approx(1.96 * np.sqrt(none.high * (1 - none.high) / 20), rel=1e-4)
+    for end in (some.low, some.high):
+        assert abs(end - 0.1) == pytest.approx(1.96 * np.sqrt(end * (1 - end) / 100), rel=1e-4)
