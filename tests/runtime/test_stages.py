@@ -12,7 +12,7 @@ from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring import stages
 from vlp_deploy.measuring.gemm import best_rate, measure_gemm
 from vlp_deploy.measuring.records import STAGES
-from vlp_deploy.measuring.rivals import load_in, rival_names
+from vlp_deploy.measuring.rivals import RivalOptions, load_in, rival_names
 
 TOWER = VisionTower(image_size=32, patch_size=16, width=8, layers=1, heads=1, mlp_width=32)
 
@@ -93,6 +93,7 @@ def test_a_rival_serves_the_classes_that_are_measured(fake_bundle: Path) -> None
     pixels = Bundle(fake_bundle).golden().pixels
     ours = Classifier.load(fake_bundle, engine="fake").with_classes(["cat", "dog"])
 
-    other = load_in("fake", fake_bundle, classes=("cat", "dog"), threads=1)
+    options = RivalOptions(classes=("cat", "dog"), pretrained=None, threads=1, device="cpu")
+    other = load_in("fake", fake_bundle, options)
 
     assert np.array_equal(other.logits(pixels), ours.logits(pixels))

@@ -4,7 +4,7 @@ B images, K classes, S image size. The first call at a batch size compiles, whic
 minutes; `vlp bench` tells that time apart.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from torch._dynamo.exc import TorchDynamoException
 
 from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.measuring.rivals import RivalOptions
 from vlp_train.eager import EagerClassifier, load_eager
 
 INDUCTOR = "inductor"  # PyTorch's own, which writes C++ for processors
@@ -30,7 +31,7 @@ class CompiledClassifier:
         """uint8 (B, 3, S, S) → float32 (B, K). Raises EngineError if it cannot be compiled."""
         try:
             with torch.inference_mode():
-                answers: NDArray[np.float32] = self._predict(torch.from_numpy(pixels)).numpy()
+                answers: NDArray[np.float32] = self._predict(torch.from_numpy(pixels)).cpu().numpy()
         except TorchDynamoException as error:
             raise EngineError(
                 f"torch.compile cannot compile this model: {_reason(error)}. It needs a C++ "
@@ -40,12 +41,9 @@ class CompiledClassifier:
         return answers
 
 
-def load_compiled(
-    bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
-) -> CompiledClassifier:
+def load_compiled(bundle: Bundle, options: RivalOptions) -> CompiledClassifier:
     """As `load_eager`; one image is answered at once. Raises EngineError without a compiler."""
-    eager = load_eager(bundle, classes=classes, pretrained=pretrained, threads=threads)
-    compiled = CompiledClassifier(eager)
+    compiled = CompiledClassifier(load_eager(bundle, options))
     compiled.logits(bundle.golden().pixels[:1])
     return compiled
 

@@ -4,7 +4,7 @@ cached.
 B images, K classes, S image size.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.measuring.rivals import RivalOptions
 from vlp_train.backbones import reload_backbone
 from vlp_train.forward import prompted_clip
 from vlp_train.prompted import PromptedClip
@@ -28,7 +29,7 @@ class EagerClassifier:
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, 3, S, S) → float32 (B, K)."""
         with torch.inference_mode():
-            answers: NDArray[np.float32] = self.predict(torch.from_numpy(pixels)).numpy()
+            answers: NDArray[np.float32] = self.predict(torch.from_numpy(pixels)).cpu().numpy()
         return answers
 
     def predict(self, pixels: Tensor) -> Tensor:
@@ -36,16 +37,14 @@ class EagerClassifier:
         return self.model.predict(pixels, self.prompts, self.classes)
 
 
-def load_eager(
-    bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
-) -> EagerClassifier:
-    """The un-folded model of a bundle, for `classes`, on `threads` processor threads.
-
-    `pretrained` is a weights file or tag where the bundle's own cannot be found. Raises ModelError
-    if those weights are not the bundle's.
-    """
-    torch.set_num_threads(threads)
+def load_eager(bundle: Bundle, options: RivalOptions) -> EagerClassifier:
+    """The un-folded model of a bundle. Raises ModelError if the weights are not the bundle's."""
+    torch.set_num_threads(options.threads)
     manifest = bundle.manifest
-    model = prompted_clip(manifest, reload_backbone(manifest.backbone, pretrained), classes)
-    prompts = {name: torch.from_numpy(value) for name, value in bundle.prompts().items()}
+    clip = reload_backbone(manifest.backbone, options.pretrained)
+    model = prompted_clip(manifest, clip, options.classes)
+    model.to(options.device)
+    prompts = {
+        name: torch.from_numpy(value).to(options.device) for name, value in bundle.prompts().items()
+    }
     return EagerClassifier(model, prompts)

@@ -10,7 +10,8 @@ import io
 import logging
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +24,7 @@ from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.onnx import OnnxEngine
 from vlp_deploy.errors import EngineError
 from vlp_deploy.formats.bundle import Bundle
+from vlp_deploy.measuring.rivals import RivalOptions
 from vlp_train.eager import EagerClassifier, load_eager
 
 EXAMPLE_BATCH = 2  # an example of one image would be taken for a model of one image
@@ -52,20 +54,15 @@ class StockOnnxClassifier:
         return answers
 
 
-def load_stock_onnx(
-    bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
-) -> StockOnnxClassifier:
+def load_stock_onnx(bundle: Bundle, options: RivalOptions) -> StockOnnxClassifier:
     """As `load_eager`, then exported. Raises EngineError if PyTorch cannot export the model."""
-    eager = load_eager(bundle, classes=classes, pretrained=pretrained, threads=threads)
-    example = torch.from_numpy(np.resize(bundle.golden().pixels, (EXAMPLE_BATCH, *_shape(bundle))))
+    eager = load_eager(bundle, replace(options, device="cpu"))
+    engine = EngineOptions(threads=options.threads, device=options.device)
+    example = torch.from_numpy(bundle.golden().pixels[:EXAMPLE_BATCH])
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "model.onnx"
         export(eager, example, path)
-        return StockOnnxClassifier(OnnxEngine(path, EngineOptions(threads=threads)))
-
-
-def _shape(bundle: Bundle) -> tuple[int, ...]:
-    return bundle.golden().pixels.shape[1:]
+        return StockOnnxClassifier(OnnxEngine(path, engine))
 
 
 def export(eager: EagerClassifier, example: Tensor, path: Path) -> None:

@@ -30,7 +30,7 @@ from vlp_deploy.measuring.evaluation import Evaluator, Questions, evaluate, labe
 from vlp_deploy.measuring.gemm import measure_gemm
 from vlp_deploy.measuring.loops import LoopPlan, with_loops
 from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, Stages
-from vlp_deploy.measuring.rivals import AGAINST, load_in, load_rival, rival_names
+from vlp_deploy.measuring.rivals import AGAINST, RivalOptions, load_in, load_rival, rival_names
 from vlp_deploy.measuring.stages import measure_stages, write_golden_images
 from vlp_deploy.measuring.tables import Shown, comparison_tables, report_tables
 from vlp_deploy.measuring.timing import PASSES, describe_machine
@@ -121,6 +121,7 @@ def bench(
     ] = True,
     threads: Annotated[int, typer.Option(min=0, help="0: one for every core.")] = 0,
     engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
     cold_start: Annotated[
         bool, typer.Option(help="Also measure fresh processes: cold start, matrix products.")
     ] = True,
@@ -150,20 +151,16 @@ def bench(
     dataset = load_dataset(data, image_root=image_root, classnames=classnames) if data else None
     opened = Bundle(bundle or default_bundle())
     threads = threads or len(os.sched_getaffinity(0))
-    classifier = Classifier.load(opened.path, engine=engine, threads=threads)
+    classifier = Classifier.load(opened.path, engine=engine, threads=threads, device=device)
     if dataset and data_classes:
         classifier = classifier.with_classes(list(dataset.class_names))
     questions = _questions(
-        dataset,
-        classifier,
-        unknown=unknown,
-        domain=domain,
-        base_classes=base_classes,
-        transfer=transfer or [],
+        dataset, classifier, unknown=unknown, domain=domain, base=base_classes, transfer=transfer
     )
-    contenders = _contenders(
-        classifier, rivals=rivals, pretrained=pretrained, beside=beside or [], threads=threads
+    options = RivalOptions(
+        classes=classifier.classes, pretrained=pretrained, threads=threads, device=device
     )
+    contenders = _contenders(classifier, rivals, beside or [], options)
     alone = fixed_batch(opened.manifest.structure)  # the one batch size that there is, if so
     batches = batch or ([alone] if alone else [1, 8])
     steps = PASSES * len(batches) + len(plan) * len(contenders)
@@ -191,15 +188,18 @@ def bench(
         bar.update(task, description="one image")
         one = alone in (None, 1)  # whether one image alone can be classified
         costs = _stages(classifier, questions, seconds) if stages and one else None
-        start = measuring.measure_cold_start(opened, engine=engine) if cold_start and one else None
-        tower = opened.manifest.backbone.config.vision
-        rates = measure_gemm(tower, batches=batches, threads=threads) if cold_start else ()
+        start, gemm = None, ()
+        if cold_start and one:
+            start = measuring.measure_cold_start(opened, engine=engine, device=device)
+        if cold_start and device == "cpu" and (vit := opened.manifest.backbone.config.vit):
+            gemm = measure_gemm(vit, batches=batches, threads=threads)
     manifest = opened.manifest
     report = BenchReport(
         bundle=str(opened.path),
         method=manifest.method,
         engine=classifier.engine,
         precision=manifest.precision,
+        device=device,
         classes=len(classifier.classes),
         gflops_per_image=manifest.graphs[manifest.class_graph].flops / 1e9,
         threads=threads,
@@ -208,7 +208,7 @@ def bench(
         warnings=measuring.warnings_about(machine, results[0].latencies),
         cold_start=start,
         stages=costs,
-        gemm=rates,
+        gemm=gemm,
         findings=found,
         contenders=results,
     )
@@ -224,32 +224,19 @@ def _finish(report: BenchReport, output: Path | None) -> None:
 
 
 def _contenders(
-    classifier: Classifier,
-    *,
-    rivals: Sequence[str],
-    pretrained: str | None,
-    beside: Sequence[Path],
-    threads: int,
+    classifier: Classifier, rivals: Sequence[str], beside: Sequence[Path], options: RivalOptions
 ) -> dict[str, Contender]:
     """The bundle first, then what it is compared with, all for the same classes."""
     found: dict[str, Contender] = {OURS: classifier}
     for name in rivals:
-        found[name] = load_rival(
-            name,
-            classifier.bundle,
-            classes=classifier.classes,
-            pretrained=pretrained,
-            threads=threads,
-        )
+        found[name] = load_rival(name, classifier.bundle, options)
     for path in beside:
         if path.name in found:
             raise DataError(
                 f"--beside {path}: there is a contender named {path.name!r} already. Rename the "
                 "folder"
             )
-        found[path.name] = load_in(
-            classifier.engine, path, classes=classifier.classes, threads=threads
-        )
+        found[path.name] = load_in(classifier.engine, path, options)
     return found
 
 
@@ -284,12 +271,12 @@ def _questions(
     *,
     unknown: Path | None,
     domain: str | None,
-    base_classes: Path | None,
-    transfer: Sequence[Path],
+    base: Path | None,
+    transfer: Sequence[Path] | None,
 ) -> Questions | None:
     """What to ask of labelled images; None without any."""
     if dataset is None:
-        if unknown or domain or base_classes or transfer:
+        if unknown or domain or base or transfer:
             raise DataError(
                 "--unknown, --domain, --base-classes and --transfer are about the answers to "
                 "labelled images. Give some with --data"
@@ -299,9 +286,9 @@ def _questions(
     return Questions(
         samples=samples,
         domain=domain_pattern(domain) if domain else None,
-        base=_base(base_classes, classifier, {classifier.classes[s.label] for s in samples}),
+        base=_base(base, classifier, {classifier.classes[s.label] for s in samples}),
         strangers=unknown_samples(unknown, classifier.classes) if unknown else (),
-        transfer=[load_dataset(path) for path in transfer],
+        transfer=[load_dataset(path) for path in transfer or ()],
     )
 
 

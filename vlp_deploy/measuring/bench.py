@@ -151,7 +151,9 @@ sys.exit(code)
 """
 
 
-def measure_cold_start(bundle: Bundle, *, engine: str, repeats: int = 5) -> ColdStart:
+def measure_cold_start(
+    bundle: Bundle, *, engine: str, device: str = "cpu", repeats: int = 5
+) -> ColdStart:
     """Start `vlp classify` on one image in fresh processes, the first with an empty cache.
 
     Raises EngineError, with the process's last words, if one fails.
@@ -160,7 +162,7 @@ def measure_cold_start(bundle: Bundle, *, engine: str, repeats: int = 5) -> Cold
         image = Path(folder) / "image.png"
         Image.fromarray(bundle.golden().pixels[0].transpose(1, 2, 0)).save(image)
         verb = ["classify", str(image), "--format", "jsonl"]
-        verb += ["--bundle", str(bundle.path), "--engine", engine]
+        verb += ["--bundle", str(bundle.path), "--engine", engine, "--device", device]
         environment = {**os.environ, "VLP_CACHE": f"{folder}/cache"}
         seconds, peak_kib = [], 0
         for _ in range(1 + repeats):

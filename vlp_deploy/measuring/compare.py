@@ -123,7 +123,7 @@ def differences(before: BenchReport, after: BenchReport) -> tuple[Difference, ..
 
 
 def _conditions(report: BenchReport) -> dict[str, str]:
-    names = ("bundle", "method", "engine", "precision", "classes", "threads", "data")
+    names = ("bundle", "method", "engine", "precision", "device", "classes", "threads", "data")
     return {
         **{name: str(getattr(report, name)) for name in names},
         **{name: str(getattr(report.machine, name)) for name in ("cpu", "cores", "python")},

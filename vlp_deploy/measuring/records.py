@@ -93,6 +93,7 @@ class BenchReport(Record, frozen=True, kw_only=True):
     method: str
     engine: str
     precision: str
+    device: str = "cpu"
     classes: int
     gflops_per_image: float
     threads: int

@@ -4,7 +4,7 @@ Every rival is given the same prompt and classes and as many threads; text embed
 beforehand, where the method allows it.
 """
 
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 from vlp_deploy.classifier import Classifier
@@ -32,32 +32,38 @@ def rival_names(text: str) -> tuple[str, ...]:
     return tuple(dict.fromkeys(names))
 
 
-def load_rival(
-    name: str, bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
-) -> Contender:
+@dataclass(frozen=True, kw_only=True)
+class RivalOptions:
+    """What every rival is given. `pretrained` is the backbone's weights, for those in PyTorch."""
+
+    classes: tuple[str, ...]
+    pretrained: str | None
+    threads: int
+    device: str
+
+
+def load_rival(name: str, bundle: Bundle, options: RivalOptions) -> Contender:
     """Raises MissingExtraError, EngineError or ModelError."""
     load = load_function(AGAINST[name], what=f"`vlp bench --against {name}`")
-    rival: Contender = load(bundle, classes=classes, pretrained=pretrained, threads=threads)
+    rival: Contender = load(bundle, options)
     return rival
 
 
-def load_in_openvino(
-    bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
-) -> Classifier:
+def load_in_openvino(bundle: Bundle, options: RivalOptions) -> Classifier:
     """The bundle's own graph in OpenVINO."""
-    return load_in("openvino", bundle.path, classes=classes, threads=threads)
+    return load_in("openvino", bundle.path, options)
 
 
-def load_in_onnxruntime(
-    bundle: Bundle, *, classes: Sequence[str], pretrained: str | None, threads: int
-) -> Classifier:
+def load_in_onnxruntime(bundle: Bundle, options: RivalOptions) -> Classifier:
     """The bundle's own graph in onnxruntime."""
-    return load_in("onnx", bundle.path, classes=classes, threads=threads)
+    return load_in("onnx", bundle.path, options)
 
 
-def load_in(engine: str, bundle: Path, *, classes: Sequence[str], threads: int) -> Classifier:
-    """A bundle in an engine, for these classes."""
-    classifier = Classifier.load(bundle, engine=engine, threads=threads)
-    if classifier.classes == tuple(classes):
+def load_in(engine: str, bundle: Path, options: RivalOptions) -> Classifier:
+    """A bundle in an engine, for the same classes."""
+    classifier = Classifier.load(
+        bundle, engine=engine, threads=options.threads, device=options.device
+    )
+    if classifier.classes == options.classes:
         return classifier
-    return classifier.with_classes(list(classes))
+    return classifier.with_classes(list(options.classes))
