@@ -63,7 +63,7 @@ def test_ray_and_local_runs_agree(
 ) -> None:
     parquet = pytest.importorskip("pyarrow.parquet", reason="reads what was written")
     command = ["classify", str(inputs / "images"), str(inputs / "shard.tar.gz")]
-    command += ["--bundle", str(inputs / "bundle"), "--batch-size", "8"]
+    command += ["--bundle", str(inputs / "bundle"), "--batch-size", "8", "--reject-below", "0.99"]
     rows = {}
     for where, options in (("here", []), ("ray", ["--ray", "local"])):
         (tmp_path / where).mkdir()
@@ -73,6 +73,9 @@ def test_ray_and_local_runs_agree(
         rows[where] = parquet.read_table("out.parquet").to_pylist()
 
     assert len(rows["ray"]) == COUNT + 10 + 1
+    rejected = [row["label"] is None for row in rows["ray"] if row["error"] is None]
+    assert True in rejected
+    assert False in rejected
     for here, there in zip(*(sorted(r, key=str) for r in rows.values()), strict=True):
         assert {**here, "probability": 0, "top": 0} == {**there, "probability": 0, "top": 0}
         if here["error"] is None:

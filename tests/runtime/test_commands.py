@@ -76,6 +76,19 @@ def test_inspect_says_that_answers_depend_on_the_batch(
     assert "coupled, depth=9, context=batch, fusing=mean, batch_size=16" in said
 
 
+def test_inspect_shows_what_was_calibrated(
+    changed_bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    fitted = changed_bundle(reject_threshold=0.25, class_thresholds=(1.0, 2.5, -3.0, 0.0))
+    plain = changed_bundle()
+
+    assert cli.run(["inspect", str(fitted)]) == cli.run(["inspect", str(plain)]) == 0
+
+    shown = capsys.readouterr().out
+    assert shown.count("below a probability of 0.25") == 1
+    assert shown.count("from logits of -3 to 2.5 on, by class") == 1
+
+
 def test_inspect_has_no_row_for_plain_prompts(
     fake_bundle: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -55,6 +55,7 @@ def test_watching_ends_cleanly_and_goes_on(folder: Path, fake_bundle: Path, tmp_
     output = tmp_path / "out.jsonl"
     command = [sys.executable, "-m", "vlp_deploy", "classify", folder, "--bundle", fake_bundle]
     command += ["--watch", "--output", output, "--copy-to", tmp_path / "sorted" / "{label}"]
+    command += ["--reject-below", "1"]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "PYTHONWARNINGS": "error"}
 
     for number, end in ((1, signal.SIGINT), (2, signal.SIGKILL), (3, signal.SIGINT)):
@@ -77,7 +78,7 @@ def test_watching_ends_cleanly_and_goes_on(folder: Path, fake_bundle: Path, tmp_
 
     names = [Path(line["path"]).name for line in wait_for_lines(output, 3)]
     assert names == ["first.png", "2.png", "3.png"]
-    assert sum(1 for _ in (tmp_path / "sorted").glob("*/*.png")) == 3
+    assert sum(1 for _ in (tmp_path / "sorted").glob("none of these/*.png")) == 3
     header = json.loads((tmp_path / "out.jsonl.header.json").read_bytes())
     assert header["finished"] == {"inputs": 3, "failed": 0}
 

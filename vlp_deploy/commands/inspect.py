@@ -13,7 +13,7 @@ from vlp_deploy.engine_choice import Choice, known_choice
 from vlp_deploy.engines import engine_class
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.errors import EngineError
-from vlp_deploy.formats.bundle import MANIFEST, Bundle, NewClasses
+from vlp_deploy.formats.bundle import MANIFEST, Bundle, Manifest, NewClasses
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_deploy.formats.structures import Plain, Structure
 
@@ -58,13 +58,15 @@ def _show_bundle(bundle: Bundle) -> None:
             f"({manifest.text_layout.position}), {manifest.visual_layout.tokens} visual tokens",
             **_structure(manifest.structure),
             "logit scale": f"{manifest.logit_scale:.4g}, temperature {manifest.temperature:.4g}",
+            **_thresholds(manifest),
             "made with": ", ".join(f"{name} {v}" for name, v in manifest.tools.items()),
         },
     )
     graphs = Table("graph", "file", "opset", "nodes", "GFLOP", "MB")
     for role, graph in manifest.graphs.items():
         size = (bundle.path / graph.file).stat().st_size / 1e6
-        cells = (str(graph.opset), str(graph.nodes), f"{graph.flops / 1e9:.3g}", f"{size:.1f}")
+        gflop = f"{graph.flops / 1e9:.3g}" if graph.flops else "not counted"
+        cells = (str(graph.opset), str(graph.nodes), gflop, f"{size:.1f}")
         graphs.add_row(role, graph.file, *cells)
     console.print(graphs)
     parity = Table("engine", "precision", "batch", "largest difference", "tolerance", "top-1")
@@ -132,6 +134,16 @@ def _engines_here(bundle: Bundle) -> str:
     if len(known) == 1:
         return f"{known[0]}, the only installed engine that takes it"
     return f"{' or '.join(known)}: the first start will measure"
+
+
+def _thresholds(manifest: Manifest) -> dict[str, str]:
+    """What `vlp calibrate` fitted beside the temperature; no row for what it did not."""
+    rows = {}
+    if manifest.reject_threshold is not None:
+        rows["rejects"] = f"below a probability of {manifest.reject_threshold:.4g}"
+    if least := manifest.class_thresholds:
+        rows["several labels"] = f"from logits of {min(least):.4g} to {max(least):.4g} on, by class"
+    return rows
 
 
 def _new_classes(new: NewClasses) -> str:
