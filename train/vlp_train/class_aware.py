@@ -177,7 +177,7 @@ class Generator:
         Both are (B, c, d). The image tokens get no gradient from here.
         """
         classes = F.linear(class_features, self.meta_weight, self.meta_bias)  # (B, c, d)
-        context = self.context.expand(len(x), -1, -1)
+        context = self.context.expand(x.shape[0], -1, -1)
         tokens = torch.cat([x.detach(), context.to(x.dtype)], dim=1)  # (B, L + r, d)
         query, keys = F.linear(classes, self.query_weight), F.linear(tokens, self.key_weight)
         scores = query @ keys.transpose(1, 2) * self.key_weight.shape[0] ** -0.5  # (B, c, L + r)

@@ -202,7 +202,8 @@ class VisionTransformer(nn.Module):
     def embed(self, pixels: Tensor) -> Tensor:
         """Normalised pixels (B, 3, S, S) → class token and patches (B, L, d), before `ln_pre`."""
         x = self.conv1(pixels).flatten(2).transpose(1, 2)  # (B, patches, d)
-        x = torch.cat([self.class_embedding.expand(len(x), 1, -1), x], dim=1)
+        # shape[0], not len: an exporter must see that the batch may be of any size
+        x = torch.cat([self.class_embedding.expand(x.shape[0], 1, -1), x], dim=1)
         return x + self.positional_embedding
 
     def project(self, x: Tensor) -> Tensor:
@@ -366,7 +367,7 @@ class _Rows:
 
 def append_tokens(x: Tensor, prompts: Tensor) -> Tensor:
     """(B, L, d) and prompts (m, d), or (1 or B, m, d), behind each other: (B, L + m, d)."""
-    return torch.cat([x, prompts.to(x.dtype).expand(len(x), -1, -1)], dim=1)
+    return torch.cat([x, prompts.to(x.dtype).expand(x.shape[0], -1, -1)], dim=1)
 
 
 def _times_shared(x: Tensor, shared: Tensor) -> Tensor:

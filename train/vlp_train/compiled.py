@@ -42,10 +42,8 @@ class CompiledClassifier:
 
 
 def load_compiled(bundle: Bundle, options: RivalOptions) -> CompiledClassifier:
-    """As `load_eager`; one image is answered at once. Raises EngineError without a compiler."""
-    compiled = CompiledClassifier(load_eager(bundle, options))
-    compiled.logits(bundle.golden().pixels[:1])
-    return compiled
+    """As `load_eager`; nothing is compiled before the first call."""
+    return CompiledClassifier(load_eager(bundle, options))
 
 
 def _reason(error: Exception) -> str:

@@ -29,7 +29,7 @@ from vlp_deploy.measuring.contender import Contender
 from vlp_deploy.measuring.evaluation import Evaluator, Questions, evaluate, labels_in_bundle
 from vlp_deploy.measuring.gemm import measure_gemm
 from vlp_deploy.measuring.loops import LoopPlan, with_loops
-from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, Stages
+from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, GemmRate, Stages
 from vlp_deploy.measuring.rivals import AGAINST, RivalOptions, load_in, load_rival, rival_names
 from vlp_deploy.measuring.stages import measure_stages, write_golden_images
 from vlp_deploy.measuring.tables import Shown, comparison_tables, report_tables
@@ -188,7 +188,8 @@ def bench(
         bar.update(task, description="one image")
         one = alone in (None, 1)  # whether one image alone can be classified
         costs = _stages(classifier, questions, seconds) if stages and one else None
-        start, gemm = None, ()
+        start = None
+        gemm: tuple[GemmRate, ...] = ()
         if cold_start and one:
             start = measuring.measure_cold_start(opened, engine=engine, device=device)
         if cold_start and device == "cpu" and (vit := opened.manifest.backbone.config.vit):

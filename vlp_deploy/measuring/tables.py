@@ -12,6 +12,7 @@ from vlp_deploy.measuring.records import OURS, BenchReport
 from vlp_deploy.measuring.timing import PERCENTILES, QUICK, Spread
 
 Shown = str | Table
+SLOW_FIRST_MS = 2000  # a first call that is worth telling: something was compiled
 MISTAKES = 5  # pairs of classes; a report has more
 
 
@@ -24,8 +25,11 @@ def report_tables(report: BenchReport) -> Iterator[Shown]:
         f"{machine.cpu}, load {machine.load_average}"
     )
     yield from (f"warning: {warning}" for warning in report.warnings)
+    cached = all(contender.text_embeddings_cached for contender in report.contenders)
+    yield "text embeddings: " + ("computed beforehand" if cached else "computed for every image")
     yield _latencies(report)
     yield from _ratios(report)
+    yield from _first_calls(report)
     yield from _gemm_shares(report)
     yield from _loops(report)
     yield from _stages(report)
@@ -59,6 +63,16 @@ def _ratios(report: BenchReport) -> Iterator[Shown]:
                 f"batch {latency.batch}: {contender.name} takes {ratio.median:.2f}x the time of "
                 f"{OURS} ({ratio.low:.2f} to {ratio.high:.2f}, {latency.calls} paired calls)"
             )
+
+
+def _first_calls(report: BenchReport) -> Iterator[Shown]:
+    for contender in report.contenders:
+        for latency in contender.latencies:
+            if latency.first_ms > SLOW_FIRST_MS:
+                yield (
+                    f"batch {latency.batch}: the first call of {contender.name} took "
+                    f"{latency.first_ms / 1000:.1f} s"
+                )
 
 
 def _gemm_shares(report: BenchReport) -> Iterator[Shown]:
