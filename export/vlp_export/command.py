@@ -10,10 +10,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from vlp_deploy.engines import engine_class
+from vlp_deploy.errors import MissingExtraError
 from vlp_deploy.formats.bundle import Manifest
 from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.formats.structures import Conditioned
 from vlp_export.contexts import Context
+from vlp_export.dialects import DIALECTS, FUSED
 from vlp_export.exporter import DEFAULT_BUDGET
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
@@ -45,7 +48,10 @@ def export(
     ],
     output: Annotated[Path, typer.Option(help="Folder to make; it must not exist yet.")],
     engine: Annotated[
-        str, typer.Option(help="What will run the bundle: onnx means onnxruntime.")
+        str,
+        typer.Option(
+            help="What will run the bundle: onnx (onnxruntime), openvino, tensorrt or tensorrt-rtx."
+        ),
     ] = "onnx",
     precision: Annotated[
         str,
@@ -132,6 +138,25 @@ def export(
             progress=status.update,
         )
     show(manifest, output, seconds=time.perf_counter() - started)
+    if DIALECTS[engine] is FUSED:
+        tell_of_plans(engine, output)
+
+
+def tell_of_plans(engine: str, output: Path) -> None:
+    """Say when TensorRT's part comes. Raises MissingExtraError if it cannot come here."""
+    chosen = engine_class(engine)
+    if not chosen.is_installed():
+        raise MissingExtraError(
+            f"{output} is complete: typed graphs, and the sizes that {engine} is to be built for. "
+            f"The plan is built on first load, or by `vlp export {output} --engine {engine}`, on "
+            "the machine with the GPU. That",
+            needs=chosen.distributions[0],
+            extra=engine,
+        )
+    print(
+        f"The plan is built on first load, or now by `vlp export {output} --engine {engine}`, on "
+        "the machine with the GPU"
+    )
 
 
 def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
