@@ -134,7 +134,8 @@ class Classifier:
         if (threshold := self.bundle.manifest.reject_threshold) is None:
             raise BundleError(
                 f"bundle {self.bundle.path} has no reject threshold. Fit one with `vlp calibrate "
-                f"{self.bundle.path} DATA --unknown DATA2 --output NEW`, or name a probability"
+                f"{self.bundle.path} DATA --unknown DATA2 --output NEW`, or name a "
+                "probability of your own: --reject-below 0.4, in Python reject=0.4"
             )
         return threshold
 
@@ -162,8 +163,8 @@ class Classifier:
         if not self._own:
             raise BundleError(
                 f"the {what} of {self.bundle.path} cannot be used with other classes: fitted to "
-                "probabilities among its own, it says nothing of these. Name a probability "
-                "yourself to reject below"
+                "probabilities among its own, it says nothing of these. To reject by a "
+                "probability of your own: --reject-below 0.4, in Python reject=0.4"
             )
 
     def logits(self, pixels: Pixels) -> Floats:

@@ -150,7 +150,11 @@ def test_thresholds_for_each_class_need_images_of_each(
     rmtree(data / "blue")
     assert calibrate(fake_bundle, data, "--multi-label", "--output", everything[1]) == 1
 
-    assert len(Bundle(everything[0]).manifest.class_thresholds) == 4
+    manifest = Bundle(everything[0]).manifest
+    assert len(manifest.class_thresholds) == 4
+    several = manifest.history[-1]["several_labels"]
+    assert 0 < several["precision"] <= 1
+    assert several["recall"] == pytest.approx(several["labels"] * several["precision"])
     assert "1 of 4 classes have no image, first number 2" in capsys.readouterr().err
 
 

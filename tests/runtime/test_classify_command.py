@@ -273,7 +273,6 @@ def test_name_that_is_not_utf8_is_classified(classify, images: Path, fake_bundle
     ("arguments", "code", "complaint"),
     [
         (["--classes", "absent.txt"], 1, "class list absent.txt cannot be read"),
-        (["--engine", "tensorrt"], 1, "not in this version"),
         (["--engine", "onnx"], 1, "Use --engine auto"),
         (["--format", "xml"], 2, "--format"),
         (["--format", "parquet"], 2, "--output"),

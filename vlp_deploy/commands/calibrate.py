@@ -31,6 +31,7 @@ from vlp_deploy.measuring.calibration import (
 from vlp_deploy.measuring.evaluation import all_logits, labels_in_bundle
 from vlp_deploy.measuring.metrics import (
     AnyFloats,
+    Booleans,
     Doubles,
     Interval,
     Labels,
@@ -72,6 +73,14 @@ class Rejection(Record, frozen=True, kw_only=True):
     fpr95: float
 
 
+class SeveralLabels(Record, frozen=True, kw_only=True):
+    """What thresholds for each class do to held-out images, of which one label is known each."""
+
+    labels: float  # an image is given, on average
+    precision: float  # of them are that one
+    recall: float  # images whose label is among them
+
+
 class Report(Record, frozen=True, kw_only=True):
     """What a calibration did, as it is kept in the bundle's history."""
 
@@ -79,7 +88,7 @@ class Report(Record, frozen=True, kw_only=True):
     fitted_to: int
     held_out: HeldOut
     rejection: Rejection | None
-    thresholds: int  # classes with one; 0 if not asked for
+    several_labels: SeveralLabels | None
 
 
 def calibrate(
@@ -179,14 +188,16 @@ def fit(
             false_accept=false_accept,
         )
     thresholds: tuple[float, ...] = ()
+    several: SeveralLabels | None = None
     if multi_label:
         thresholds = fit_class_thresholds(logits[use], labels[use], classes=logits.shape[1])
+        several = _several_labels(logits[keep] >= np.array(thresholds), labels[keep])
     report = Report(
         temperature=temperature,
         fitted_to=len(use),
         held_out=_held_out(logits[keep], labels[keep], temperature),
         rejection=rejection,
-        thresholds=len(thresholds),
+        several_labels=several,
     )
     fitted = Calibration(
         temperature=temperature,
@@ -237,6 +248,16 @@ def _rejection(
         other_unknown_accepted=share_interval(unknown[other] >= threshold) if other.any() else None,
         auroc=area_under_roc(known_keep, everything),
         fpr95=false_accepts_at(known_keep, everything),
+    )
+
+
+def _several_labels(given: Booleans, labels: Labels) -> SeveralLabels:
+    """`given` (n, K) says which labels each image is given."""
+    hits = given[np.arange(len(labels)), labels]
+    return SeveralLabels(
+        labels=float(given.sum() / len(labels)),
+        precision=float(hits.sum() / max(1, given.sum())),
+        recall=float(hits.mean()),
     )
 
 
@@ -310,6 +331,12 @@ def show(report: Report, output: Path) -> None:
         console.print(
             f"known against unknown: AUROC {rejection.auroc:.3f}, FPR95 {rejection.fpr95:.1%}"
         )
-    option = " --reject" if report.rejection else " --multi-label" if report.thresholds else ""
+    if several := report.several_labels:
+        console.print(
+            f"with --multi-label: {several.labels:.2f} labels an image, precision "
+            f"{several.precision:.1%}, recall {several.recall:.1%}"
+        )
+    fitted = {"--reject": report.rejection, "--multi-label": report.several_labels}
+    option = next((f" {name}" for name, found in fitted.items() if found), "")
     following = f"vlp classify images/ --bundle {output}{option}"
     console.print(f"{output} written. Next: {following}", soft_wrap=True)
