@@ -10,7 +10,7 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Self
 
@@ -29,72 +29,72 @@ LEAST_REQUESTS = 10
 LEAST_CALLS = 3  # of each caller
 
 
-@dataclass(kw_only=True)
 class Callers:
-    """Threads that run one function each until it returns; the first error is raised at the end."""
+    """Threads that make `call` once each and then, all at the same moment, begin to `work`."""
 
-    errors: list[Exception] = field(default_factory=list)
-    threads: list[threading.Thread] = field(default_factory=list)
-
-    def start(self, count: int, work: Callable[[], None]) -> None:
-        self.threads = [
-            threading.Thread(target=self._guard, args=(work,), daemon=True) for _ in range(count)
-        ]
-        for thread in self.threads:
+    def __init__(self, call: Call, work: Callable[[], None], *, count: int) -> None:
+        """Returns at that moment. Raises what the first call raised."""
+        self._call, self._work = call, work
+        self._ready = threading.Barrier(count + 1)
+        self._errors: list[Exception] = []
+        self._threads = [threading.Thread(target=self._run, daemon=True) for _ in range(count)]
+        for thread in self._threads:
             thread.start()
-
-    def _guard(self, work: Callable[[], None]) -> None:
         try:
-            work()
-        except Exception as error:  # whatever it is, the main thread raises it
-            self.errors.append(error)
+            self._ready.wait()
+        except threading.BrokenBarrierError:
+            self.join()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+            self._ready.wait()
+            self._work()
+        except threading.BrokenBarrierError:  # another thread's first call failed
+            return
+        except Exception as error:  # whatever it is, `join` raises it
+            self._errors.append(error)
+            self._ready.abort()
+
+    def wait_until(self, latest: float) -> None:
+        """Wait for the threads to end, but no longer than that time of `time.perf_counter`."""
+        for thread in self._threads:
+            thread.join(max(0.0, latest - time.perf_counter()))
 
     def join(self) -> None:
-        for thread in self.threads:
+        """Wait for the threads to end. Raises the first error of any of them."""
+        for thread in self._threads:
             thread.join()
-        for error in sorted(self.errors, key=_is_consequence):
-            raise error
-
-
-def _is_consequence(error: Exception) -> bool:
-    return isinstance(error, threading.BrokenBarrierError)
+        if self._errors:
+            raise self._errors[0]
 
 
 def closed_loop(call: Call, *, concurrency: int, seconds: float, batch: int) -> Loop:
-    """`concurrency` callers for about `seconds`; each has called once before time is taken."""
-    ready = threading.Barrier(concurrency)
-    ends: list[tuple[float, float]] = []  # when a call ended, and its milliseconds
+    """`concurrency` callers for about `seconds`, each calling again when it is answered."""
+    answers: list[tuple[float, float]] = []  # when, and after how many milliseconds
     starts: list[float] = []
 
     def work() -> None:
-        try:
-            call()
-            ready.wait()
-        except BaseException:
-            ready.abort()  # the others would wait for ever; now they fail, too
-            raise
         begin = end = time.perf_counter()
-        starts.append(begin)
         own: list[tuple[float, float]] = []
         while end < begin + seconds or len(own) < LEAST_CALLS:
             start = time.perf_counter()
             call()
             end = time.perf_counter()
             own.append((end, 1000 * (end - start)))
-        ends.extend(own)
+        starts.append(begin)
+        answers.extend(own)
 
-    callers = Callers()
-    callers.start(concurrency, work)
-    callers.join()
-    ends.sort()
-    rate = len(ends) / (ends[-1][0] - min(starts))
+    Callers(call, work, count=concurrency).join()
+    answers.sort()
+    rate = len(answers) / (answers[-1][0] - min(starts))
     return Loop(
         kind="closed",
         batch=batch,
         concurrency=concurrency,
         achieved_rate=rate,
         images_per_s=batch * rate,
-        latency=spread(np.array([ms for _, ms in ends])),
+        latency=spread(np.array([ms for _, ms in answers])),
     )
 
 
@@ -106,18 +106,15 @@ def open_loop(
     seconds: float,
     batch: int,
     constant: bool = False,
-    seed: int = 0,
 ) -> Loop:
     """Requests at `rate` a second for `seconds`, answered by `concurrency` threads.
 
     They arrive as a Poisson process, or evenly if `constant`. When as long again has passed after
     the last was due, those that are still unanswered are counted with their age.
     """
-    due = arrivals(rate, seconds=seconds, constant=constant, seed=seed)
+    due = arrivals(rate, seconds=seconds, constant=constant)
     waiting: queue.SimpleQueue[int | None] = queue.SimpleQueue()
     answered = np.full(len(due), np.nan)
-    for _ in range(concurrency):
-        call()
     give_up = threading.Event()
 
     def work() -> None:
@@ -125,8 +122,7 @@ def open_loop(
             call()
             answered[number] = time.perf_counter()
 
-    callers = Callers()
-    callers.start(concurrency, work)
+    callers = Callers(call, work, count=concurrency)
     begin = time.perf_counter()
     for number, at in enumerate(due):
         time.sleep(max(0.0, begin + at - time.perf_counter()))
@@ -134,8 +130,7 @@ def open_loop(
     for _ in range(concurrency):
         waiting.put(None)
     latest = begin + due[-1] + max(seconds, 1.0)
-    for thread in callers.threads:
-        thread.join(max(0.0, latest - time.perf_counter()))
+    callers.wait_until(latest)
     give_up.set()
     callers.join()
     return _open_result(
