@@ -95,7 +95,37 @@ def test_equal_scores_are_not_parted() -> None:
 
     (threshold,) = fit_class_thresholds(logits, np.array([0, 0, 0]), classes=1)
 
-    assert threshold < 0
+    assert threshold <= 0
+
+
+def test_class_thresholds_are_the_best_for_all_classes_together() -> None:
+    random = np.random.default_rng(0)
+
+    for _ in range(20):
+        labels = np.append(random.integers(0, 2, 5), [0, 1])
+        logits = random.standard_normal((7, 2)) + np.eye(2)[labels]
+        found = micro_f1(logits, labels, fit_class_thresholds(logits, labels, classes=2))
+
+        cuts = [np.append(np.sort(logits[:, k]), np.inf) for k in range(2)]
+        best = max(micro_f1(logits, labels, (a, b)) for a in cuts[0] for b in cuts[1])
+        assert found == pytest.approx(best)
+
+
+def micro_f1(logits: np.ndarray, labels: np.ndarray, thresholds: tuple[float, ...]) -> float:
+    given = logits >= np.array(thresholds)
+    hits = given[np.arange(len(labels)), labels].sum()
+    return 2 * hits / (given.sum() + len(labels))
+
+
+def test_class_that_cannot_be_told_is_given_to_no_image() -> None:
+    labels = np.repeat([0, 1], [90, 10])
+    scattered = 37.0 * np.arange(100) % 100  # says nothing of class 1
+    logits = np.stack([np.where(labels == 0, 5.0, 0.0), scattered], axis=1)
+
+    thresholds = fit_class_thresholds(logits, labels, classes=2)
+
+    assert thresholds[0] == 2.5
+    assert (logits[:, 1] >= thresholds[1]).sum() == 0
 
 
 def test_class_without_images_is_an_error() -> None:

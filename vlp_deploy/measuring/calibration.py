@@ -15,6 +15,7 @@ import numpy as np
 from vlp_deploy.errors import DataError
 from vlp_deploy.measuring.metrics import (
     AnyFloats,
+    Booleans,
     Doubles,
     Labels,
     log_probabilities,
@@ -86,8 +87,11 @@ def fit_reject_threshold(known: Doubles, unknown: Doubles, *, false_accept: floa
 def fit_class_thresholds(logits: AnyFloats, labels: Labels, *, classes: int) -> tuple[float, ...]:
     """For each class the logit from which on it is said to be there: the best F1 on (n, K).
 
-    Where several are equally good, the middle of the gap. Raises DataError for a class without an
-    image, whose threshold nobody could know.
+    F1 is that of all classes together (micro): the best of each by itself would give a class that
+    the model cannot tell to nearly every image (arXiv:1402.1892, section 5). A label pays if its
+    chance to be right is above F1 / 2 (section 3), so F1 and thresholds are found by turns, each
+    turn raising F1 (Dinkelbach 1967). Raises DataError for a class without an image, whose
+    threshold nobody could know.
     """
     images = np.bincount(labels, minlength=classes)
     if (empty := np.flatnonzero(images == 0)).size:
@@ -95,21 +99,31 @@ def fit_class_thresholds(logits: AnyFloats, labels: Labels, *, classes: int) -> 
             f"{len(empty)} of {classes} classes have no image, first number {empty[0]}: a "
             "threshold for each class needs images of each. Add some, or leave out --multi-label"
         )
-    return tuple(
-        _best_threshold(logits[:, k].astype(np.float64), labels == k) for k in range(classes)
-    )
+    positive = labels[:, None] == np.arange(classes)  # (n, K)
+    best = 0.0
+    while True:
+        thresholds = [_threshold(logits[:, k], positive[:, k], best / 2) for k in range(classes)]
+        given = logits >= np.array(thresholds)
+        f1 = float(2 * (given & positive).sum() / (given.sum() + len(labels)))
+        if f1 <= best:
+            return tuple(thresholds)
+        best = f1
 
 
-def _best_threshold(scores: Doubles, positive: np.ndarray) -> float:
-    """The threshold of the best F1 for scores (n,)."""
+def _threshold(scores: AnyFloats, positive: Booleans, price: float) -> float:
+    """Where most is gained for scores (n,) if a hit is worth 1 and every label costs `price`.
+
+    In the middle of the gap between the last score above and the first below.
+    """
     order = np.argsort(-scores, kind="stable")
-    hits = np.cumsum(positive[order])
-    f1 = 2 * hits / (np.arange(1, len(scores) + 1) + positive.sum())
+    ordered = scores[order].astype(np.float64)
+    gains = np.cumsum(positive[order] - price)  # of the 1, 2, … n highest scores
     # equal scores cannot be parted: only the last of them is a place to cut
-    ordered = scores[order]
-    f1[:-1][ordered[:-1] == ordered[1:]] = -1
-    best = int(f1.argmax())
-    below = ordered[best + 1] if best + 1 < len(ordered) else ordered[best] - 1
+    gains[:-1][ordered[:-1] == ordered[1:]] = -np.inf
+    best = int(gains.argmax())
+    if gains[best] <= 0:
+        return float(np.nextafter(ordered[0], np.inf))  # no label pays
+    below = ordered[best + 1] if best + 1 < len(ordered) else ordered[best]
     return float((ordered[best] + below) / 2)
 
 
