@@ -21,7 +21,14 @@ def count_flops(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> int:
 
     Raises ValueError for an operator this module does not know, so that none is missed silently.
     """
-    shapes = _all_shapes(model, inputs)
+    return sum_flops(model, _all_shapes(model, inputs))
+
+
+def sum_flops(model: ir.Model, shapes: Mapping[str, Shape]) -> int:
+    """FLOPs of a run whose values, as far as products read or make them, have these shapes.
+
+    Raises ValueError as `count_flops` does.
+    """
     total = 0
     for node in model.graph:
         formula = FORMULAS.get(node.op_type)

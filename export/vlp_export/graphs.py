@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx_ir as ir
-from onnx.shape_inference import InferenceError
 
 from vlp_deploy.classes.class_aware import IMAGE_SMALL, class_graph
 from vlp_deploy.classes.conditioned import CLASS_SUFFIX, MetaNet, prefix_length
@@ -37,11 +36,12 @@ from vlp_export.conditioned_graph import write_conditioned_graph, write_suffix_g
 from vlp_export.coupled_graph import write_coupled_graph
 from vlp_export.decoupled_graph import text_prompts_beside, write_decoupled_graph
 from vlp_export.dialects import PORTABLE, Dialect
-from vlp_export.flops import count_flops
+from vlp_export.flops import count_flops, sum_flops
 from vlp_export.folding import Weights
 from vlp_export.graph import node_count, to_bytes
 from vlp_export.image_graph import write_image_graph
 from vlp_export.other_graph import OTHER_TOWER, write_other_graph
+from vlp_export.seen_shapes import shapes_of_a_run
 from vlp_export.text_graph import write_text_graph
 
 Models = dict[str, ir.Model]  # by role
@@ -82,12 +82,12 @@ class GraphFile:
 
 
 def _flops(model: ir.Model, inputs: Mapping[str, Sequence[int]]) -> int:
-    """0 where operators or shapes that other exporters write cannot be counted; never of ours."""
-    try:
+    """0 where another exporter's operators cannot be counted; ours always can."""
+    if OTHER_TOWER not in model.metadata_props:
         return count_flops(model, inputs)
-    except (ValueError, InferenceError):
-        if OTHER_TOWER not in model.metadata_props:
-            raise
+    try:
+        return sum_flops(model, shapes_of_a_run(model, inputs))
+    except ValueError:
         return 0
 
 

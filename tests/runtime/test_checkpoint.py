@@ -13,13 +13,14 @@ from vlp_deploy.errors import CheckpointError
 from vlp_deploy.formats.architecture import (
     Backbone,
     ClipConfig,
+    OtherVision,
     Preprocessing,
     TextLayout,
     TextTower,
     VisionTower,
     VisualLayout,
 )
-from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
+from vlp_deploy.formats.checkpoint import IMAGE_GRAPH, RUN_FILE, Header, PromptCheckpoint
 
 CONFIG = ClipConfig(
     embed_dim=4,
@@ -119,3 +120,19 @@ def test_files_that_are_no_checkpoint_are_explained(tmp_path: Path) -> None:
     ):
         with pytest.raises(CheckpointError, match=message):
             PromptCheckpoint.load(tmp_path / f"{name}.safetensors")
+
+
+def test_an_image_tower_that_is_no_plain_vit_has_to_come_along() -> None:
+    resnet = OtherVision(name="a ResNet", image_size=8, options={})
+    config = msgspec.structs.replace(CONFIG, vit=None, other=resnet)
+    backbone = msgspec.structs.replace(HEADER.backbone, config=config)
+    header = msgspec.structs.replace(HEADER, backbone=backbone)
+    tensors = {name: value for name, value in TENSORS.items() if name != "visual.prompts"}
+    graph = {IMAGE_GRAPH: np.zeros(5, np.uint8)}
+
+    PromptCheckpoint(header=header, tensors=tensors | graph)
+
+    with pytest.raises(CheckpointError, match=r"image_tower\.onnx is missing, .* a ResNet"):
+        PromptCheckpoint(header=header, tensors=tensors)
+    with pytest.raises(CheckpointError, match=r"visual\.prompts is \(1, 3, 8\)"):
+        PromptCheckpoint(header=header, tensors=TENSORS | graph)

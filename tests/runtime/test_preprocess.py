@@ -2,6 +2,7 @@
 
 import io
 
+import msgspec
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
@@ -21,9 +22,9 @@ def noise(width: int, height: int, *, seed: int = 0) -> Image.Image:
     return Image.fromarray(values)
 
 
-def open_clip_pixels(image: Image.Image, size: int) -> NDArray[np.uint8]:
+def open_clip_pixels(image: Image.Image, size: int, **options: str) -> NDArray[np.uint8]:
     transform = pytest.importorskip("open_clip.transform", reason="compares with open_clip")
-    steps = transform.image_transform(size, is_train=False).transforms
+    steps = transform.image_transform(size, is_train=False, **options).transforms
     for step in steps[:-2]:  # up to ToTensor and Normalize
         image = step(image)
     return np.asarray(image).transpose(2, 0, 1)
@@ -55,6 +56,17 @@ def test_pixels_equal_open_clips_at_224(size: tuple[int, int]) -> None:
     pixels = preprocess(image, Preprocessing(image_size=224))
 
     np.testing.assert_array_equal(pixels, open_clip_pixels(image, 224))
+
+
+@pytest.mark.parametrize("size", [(90, 60), (33, 64), (20, 20), (1, 300)])
+@pytest.mark.parametrize("resize_mode", ["shortest", "squash"])
+def test_pixels_equal_open_clips_in_its_other_ways(size: tuple[int, int], resize_mode: str) -> None:
+    options = {"resize_mode": resize_mode, "interpolation": "bilinear"}
+    preprocessing = msgspec.convert({"image_size": 48, **options}, Preprocessing)
+
+    pixels = preprocess(noise(*size), preprocessing)
+
+    np.testing.assert_array_equal(pixels, open_clip_pixels(noise(*size), 48, **options))
 
 
 def test_pixels_equal_open_clips_on_an_odd_picture() -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlp_deploy.errors import ModelError
-from vlp_deploy.formats.architecture import OPENAI_MEAN, ClipConfig
+from vlp_deploy.formats.architecture import Preprocessing, OPENAI_MEAN, ClipConfig
 from vlp_deploy.formats.weights import fingerprint, load_weights
 from vlp_train import backbones
 from vlp_train.backbones import load_backbone, load_preprocessing, reload_backbone
@@ -117,9 +117,27 @@ def test_preprocessing_of_a_local_file_is_that_of_all_the_models_tags(tmp_path: 
 
     assert load_preprocessing("ViT-B-16", file).mean == OPENAI_MEAN
     assert load_preprocessing("ViT-L-14", "laion2b_s32b_b82k").mean == (0.5, 0.5, 0.5)
-    with pytest.warns(UserWarning, match="OpenAI's mean and std are taken"):
+    with pytest.warns(UserWarning, match="OpenAI's way is taken"):
         preprocessing = load_preprocessing("ViT-L-14", file)  # two kinds of tags
     assert preprocessing.mean == OPENAI_MEAN
+
+
+def test_preprocessing_is_that_of_the_configuration(
+    open_clip_config: dict[str, Any], tmp_path: Path
+) -> None:
+    options = {"mean": [0.0, 0.0, 0.0], "interpolation": "bilinear", "resize_mode": "squash"}
+    content = {"model_cfg": open_clip_config, "preprocess_cfg": options}
+    (tmp_path / "hub.json").write_text(json.dumps(content))
+
+    found = load_preprocessing(str(tmp_path / "hub.json"))
+
+    assert (found.mean, found.std) == ((0.0, 0.0, 0.0), Preprocessing(image_size=1).std)
+    assert (found.interpolation, found.resize_mode) == ("bilinear", "squash")
+
+
+def test_a_tag_knows_its_resize() -> None:
+    assert load_preprocessing("MobileCLIP-S1", "datacompdr").interpolation == "bilinear"
+    assert load_preprocessing("RN50-quickgelu", "openai").interpolation == "bicubic"
 
 
 @pytest.mark.parametrize(
@@ -128,7 +146,7 @@ def test_preprocessing_of_a_local_file_is_that_of_all_the_models_tags(tmp_path: 
         ({"mean": [0.5, 0.5]}, "preprocess_cfg: Expected `array` of length 3"),
         ({"std": [0.0, 1.0, 1.0]}, "preprocess_cfg: .*> 0"),
         ([], "preprocess_cfg must be an object"),
-        ({"resize_mode": "squash"}, "supported is 'shortest'"),
+        ({"resize_mode": "longest"}, r"Invalid enum value 'longest' - at `\$\.resize_mode`"),
     ],
 )
 def test_preprocessing_that_cannot_be_done_is_named(

@@ -19,8 +19,6 @@ from torch import Tensor
 from vlp_deploy import embedded
 from vlp_deploy.errors import MissingExtraError, ModelError
 from vlp_deploy.formats.architecture import (
-    OPENAI_MEAN,
-    OPENAI_STD,
     Backbone,
     ClipConfig,
     Preprocessing,
@@ -37,6 +35,7 @@ from vlp_train.clip import Clip
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
+READ_OPTIONS = ("mean", "std", "interpolation", "resize_mode")  # of a preprocess_cfg
 UNUSED = "num_batches_tracked"  # of batch normalisation, by training alone
 
 
@@ -126,18 +125,12 @@ def load_preprocessing(model: str, pretrained: str | None = None) -> Preprocessi
 
 
 def _preprocessing(size: int, options: Any, *, source: str) -> Preprocessing:
-    """open_clip's `preprocess_cfg`, where it is CLIP's but for mean and std."""
+    """open_clip's `preprocess_cfg`; what it leaves out is CLIP's."""
     if not isinstance(options, Mapping):
         raise ModelError(f"{source}: preprocess_cfg must be an object, got {options!r}")
-    for option, supported in (("interpolation", "bicubic"), ("resize_mode", "shortest")):
-        if options.get(option) not in (None, supported):
-            raise ModelError(
-                f"{source} was trained with {option}={options[option]!r}; "
-                f"supported is {supported!r}. Choose other weights"
-            )
-    mean, std = options.get("mean") or OPENAI_MEAN, options.get("std") or OPENAI_STD
+    given = {name: options[name] for name in READ_OPTIONS if options.get(name) is not None}
     try:
-        return msgspec.convert({"image_size": size, "mean": mean, "std": std}, Preprocessing)
+        return msgspec.convert({"image_size": size, **given}, Preprocessing)
     except msgspec.ValidationError as error:
         raise ModelError(f"{source}: preprocess_cfg: {error}") from None
 
@@ -147,21 +140,16 @@ def _named_preprocessing(model: str, pretrained: str) -> Mapping[str, Any]:
     of_tags = {tag: _open_clip().get_pretrained_cfg(model, tag) or {} for tag in _tags(model)}
     if pretrained in of_tags:
         return of_tags[pretrained]
-    kinds = {_colours(options) for options in of_tags.values()}
+    kinds = {_preprocessing(1, options, source=model) for options in of_tags.values()}
     if len(kinds) > 1:
         warnings.warn(
             f"{pretrained} does not say how its images were prepared, and open_clip's weights of "
-            f"{model} differ in that. OpenAI's mean and std are taken. For others, pass a .json "
+            f"{model} differ in that. OpenAI's way is taken. For another, pass a .json "
             "configuration with preprocess_cfg as --model",
             stacklevel=3,
         )
         return {}
     return next(iter(of_tags.values()), {})
-
-
-def _colours(options: Mapping[str, Any]) -> tuple[tuple[float, ...], tuple[float, ...]]:
-    mean, std = options.get("mean") or OPENAI_MEAN, options.get("std") or OPENAI_STD
-    return tuple(mean), tuple(std)
 
 
 def build_clip(config: ClipConfig, weights: Mapping[str, Floats]) -> Clip:

@@ -147,15 +147,16 @@ class ClipConfig(Record, frozen=True, kw_only=True):
 class Preprocessing(Record, frozen=True, kw_only=True):
     """From an upright RGB image to what the image tower reads.
 
-    Resize the shorter side to `image_size` with `interpolation`, crop the centre, then
-    `(pixel / 255 - mean) / std`. `exif_transpose` turns photos upright first.
+    Resize the shorter side to `image_size` with `interpolation` and crop the centre, or `squash`
+    both sides to it; then `(pixel / 255 - mean) / std`. `exif_transpose` turns photos upright
+    first.
     """
 
     image_size: Count
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[Positive, Positive, Positive] = OPENAI_STD
-    interpolation: Literal["bicubic"] = "bicubic"
-    resize_mode: Literal["shortest"] = "shortest"
+    interpolation: Literal["bicubic", "bilinear"] = "bicubic"
+    resize_mode: Literal["shortest", "squash"] = "shortest"
     exif_transpose: bool = True
     background: tuple[int, int, int] = (255, 255, 255)  # under transparent pixels
 

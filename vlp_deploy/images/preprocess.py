@@ -1,7 +1,8 @@
 """From a picture to the pixels that the image tower reads, exactly as in training.
 
 Equal pixel by pixel to open_clip's inference transform, before its normalisation: resize the
-shorter side to S (bicubic with antialiasing, 8 bits), crop the centre. S image size.
+shorter side to S (with antialiasing, 8 bits) and crop the centre, or squash both sides to S.
+S image size.
 """
 
 import numpy as np
@@ -15,6 +16,7 @@ from vlp_deploy.images.loading import ImageSource, load_image
 # JPEG decoded at twice the target: 1.5 levels off on average and 5 at most, on line drawings
 DRAFT_FACTOR = 2
 MAX_RESIZED_PIXELS = 1 << 24
+FILTERS = {"bicubic": Image.Resampling.BICUBIC, "bilinear": Image.Resampling.BILINEAR}
 
 
 def preprocess(
@@ -39,11 +41,16 @@ def preprocess(
         draft_size=None if exact else DRAFT_FACTOR * size,
         deadline=deadline,
     )
-    pixels = np.asarray(_resize_and_crop(image, size))  # (S, S, 3)
+    resampling = FILTERS[preprocessing.interpolation]
+    if preprocessing.resize_mode == "squash":
+        image = image.resize((size, size), resampling)
+    else:
+        image = _resize_and_crop(image, size, resampling)
+    pixels = np.asarray(image)  # (S, S, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
+def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
     """Shorter side to `size`, then the centre; the roundings are torchvision's."""
     width, height = image.size
     short, long = min(width, height), max(width, height)
@@ -52,9 +59,9 @@ def _resize_and_crop(image: Image.Image, size: int) -> Image.Image:
         # A one-pixel-high strip would grow to gigapixels: resize only the square that is kept.
         left, top = (width - short) / 2, (height - short) / 2
         box = (left, top, left + short, top + short)
-        return image.resize((size, size), Image.Resampling.BICUBIC, box=box)
+        return image.resize((size, size), resampling, box=box)
     new_width, new_height = (size, resized_long) if width <= height else (resized_long, size)
     if (new_width, new_height) != image.size:
-        image = image.resize((new_width, new_height), Image.Resampling.BICUBIC)
+        image = image.resize((new_width, new_height), resampling)
     left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     return image.crop((left, top, left + size, top + size))
