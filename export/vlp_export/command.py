@@ -11,12 +11,12 @@ from rich.console import Console
 from rich.table import Table
 
 from vlp_deploy.engines import engine_class
+from vlp_deploy.engines.tensorrt import TENSORRT
 from vlp_deploy.errors import MissingExtraError
 from vlp_deploy.formats.bundle import Manifest
 from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.formats.structures import Conditioned
 from vlp_export.contexts import Context
-from vlp_export.dialects import DIALECTS, FUSED
 from vlp_export.exporter import DEFAULT_BUDGET
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
@@ -138,7 +138,7 @@ def export(
             progress=status.update,
         )
     show(manifest, output, seconds=time.perf_counter() - started)
-    if DIALECTS[engine] is FUSED:
+    if engine in TENSORRT:
         tell_of_plans(engine, output)
 
 

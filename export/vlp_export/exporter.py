@@ -17,6 +17,7 @@ from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classes.dual import check_together, has_visual_prompts
 from vlp_deploy.classes.inputs import Synonyms, build_bank
 from vlp_deploy.classes.tokenizer import VOCABULARY_PATH
+from vlp_deploy.engines.tensorrt import TENSORRT
 from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
 from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
 from vlp_deploy.files import sha256_of
@@ -36,7 +37,7 @@ from vlp_deploy.formats.structures import Coupled
 from vlp_export.backbone import load_backbone
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import Context, ContextChoice, settle_context
-from vlp_export.dialects import DIALECTS, FUSED
+from vlp_export.dialects import DIALECTS
 from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
 from vlp_export.further import further_banks
@@ -254,7 +255,7 @@ def _manifest(
 
 def _profiles(model: Running, header: Header, engine: str) -> dict[str, tuple[Ranges, ...]]:
     """What sizes each graph of a TensorRT bundle is built for."""
-    if DIALECTS[engine] is not FUSED:
+    if engine not in TENSORRT:
         return {}
     classes, length = len(header.class_names), header.backbone.config.text.context_length
     return {

@@ -19,6 +19,7 @@ from vlp_deploy.formats.bundle import BundleContents
 from vlp_deploy.formats.checkpoint import Header, PromptCheckpoint
 from vlp_deploy.formats.structures import ClassAware, Conditioned, Plain, Structure
 from vlp_deploy.formats.weights import fingerprint as weights_sha256
+from vlp_export.dialects import DIALECTS, FUSED, PORTABLE, Dialect
 from vlp_export.exporter import build_bundle
 
 HERE = Path(__file__).parent / "golden"
@@ -159,25 +160,32 @@ def check(contents: BundleContents, expected: dict[str, Floats]) -> None:
         np.testing.assert_allclose(contents.bank.embeddings, texts, rtol=0, atol=tolerance)
 
 
-@pytest.mark.parametrize("engine", ["onnx", "tensorrt"])  # one of each dialect
+@pytest.mark.parametrize("dialect", [PORTABLE, FUSED], ids=["portable", "fused"])
 @pytest.mark.parametrize("name", LOCAL_CASES)
 def test_export_gives_the_official_logits(
-    name: str, engine: str, tiny_weights: dict[str, Floats]
+    name: str,
+    dialect: Dialect,
+    tiny_weights: dict[str, Floats],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setitem(DIALECTS, "onnx", dialect)
     case, expected, learned = read_case(HERE / name)
     checkpoint = checkpoint_of(case, expected, learned, tiny_weights)
 
-    check(build_bundle(checkpoint, tiny_weights, engine=engine), expected)
+    check(build_bundle(checkpoint, tiny_weights), expected)
 
 
 @pytest.mark.parametrize(
-    ("name", "engine"), [("clip-zeroshot-b16", "tensorrt"), ("clip-zeroshot-b32", "onnx")]
+    ("name", "dialect"), [("clip-zeroshot-b16", FUSED), ("clip-zeroshot-b32", PORTABLE)]
 )
-def test_full_size_export_gives_the_official_logits(name: str, engine: str, golden: Path) -> None:
+def test_full_size_export_gives_the_official_logits(
+    name: str, dialect: Dialect, golden: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(DIALECTS, "onnx", dialect)
     case, expected, _ = read_case(golden / name)
     weights = seeded_weights(clip_config(case["arch"]), case["clip_seed"])
     assert fingerprint(weights) == case["clip_fingerprint"]
 
     checkpoint = checkpoint_of(case, expected, {}, weights)
 
-    check(build_bundle(checkpoint, weights, engine=engine), expected)
+    check(build_bundle(checkpoint, weights), expected)

@@ -203,7 +203,12 @@ def fake_build(request: BuildRequest) -> BuildReport:
     """What the child process does, in an instant."""
     profiles = request.profiles or default_profiles({"B", "K"})
     report = BuildReport(
-        inputs=INPUTS, profiles=profiles, layers={"gemm": 1}, fused_attention=0, network_layers=9
+        inputs=INPUTS,
+        profiles=profiles,
+        layers={"gemm": 1},
+        input_types={},
+        fused_attention=0,
+        network_layers=9,
     )
     with open(request.plan, "wb") as plan:
         plan.write(msgspec.json.encode(report))

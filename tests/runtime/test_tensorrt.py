@@ -35,7 +35,9 @@ from vlp_deploy.engines.tensorrt.profiles import (
 from vlp_deploy.errors import EngineError, MissingDeviceError, MissingExtraError
 
 TARGET = Target(engine="tensorrt-rtx", version="1", graph="abc", compute_capability="8.9")
-REPORT = BuildReport(inputs={}, profiles=(), layers={}, fused_attention=0, network_layers=0)
+REPORT = BuildReport(
+    inputs={}, profiles=(), layers={}, input_types={}, fused_attention=0, network_layers=0
+)
 
 
 @pytest.fixture(autouse=True)

@@ -12,12 +12,10 @@ from rich.table import Table
 from vlp_deploy.engine_choice import load_towers
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.support import refuse_unsupported
-from vlp_deploy.engines.tensorrt import TensorRtRtxEngine
+from vlp_deploy.engines.tensorrt import TENSORRT, TensorRtRtxEngine
 from vlp_deploy.engines.tensorrt.plans import PLAN, Plan, plans_folder
 from vlp_deploy.errors import BundleError, UsageError
 from vlp_deploy.formats.bundle import Bundle
-
-ON_GPU = ("tensorrt", "tensorrt-rtx")
 
 
 def build_engine(
@@ -62,7 +60,7 @@ def build_engine(
 
 def _build_here(bundle: Bundle, engine: str) -> None:
     """Load every graph, which builds it, and prove the one that serves the bundle's classes."""
-    options = EngineOptions(device="cuda" if engine in ON_GPU else "cpu")
+    options = EngineOptions(device="cuda" if engine in TENSORRT else "cpu")
     with Console(stderr=True).status("building; the first time this may take minutes"):
         towers = load_towers(bundle, bundle.class_bank(), engine, options)
         for role in bundle.manifest.graphs:

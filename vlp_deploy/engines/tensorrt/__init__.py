@@ -259,6 +259,9 @@ class TensorRtRtxEngine(TensorRtEngine):
         super().close()
 
 
+TENSORRT = (TensorRtEngine.name, TensorRtRtxEngine.name)
+
+
 def deserialised(runtime: Any, plan: bytes, logger: Any) -> Any:
     """The engine in a plan. Raises EngineError with TensorRT's own words."""
     engine = runtime.deserialize_cuda_engine(plan)

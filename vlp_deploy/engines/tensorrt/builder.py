@@ -2,13 +2,12 @@
 
 Building leaks memory and may crash; the process that asked for a plan survives both. What is asked
 for goes to the child's stdin as JSON, the plan into a file, and what is known of it to stdout.
-
-    python -m vlp_deploy.engines.tensorrt.builder < request.json
 """
 
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -39,14 +38,15 @@ class BuildReport(Record, frozen=True, kw_only=True):
 
     inputs: dict[str, Shape]
     profiles: tuple[Ranges, ...]
-    layers: dict[str, int]  # kind -> how many, as the builder lists them
+    layers: dict[str, int]  # kind -> how many, of all profiles, as the builder lists them
+    input_types: dict[str, int]  # what layers read: Float, Half, Int8, FP8 … -> how many
     fused_attention: int  # layers that are a whole attention
     network_layers: int  # before optimisation
 
 
 def build_plan(request: BuildRequest) -> BuildReport:
     """Build in a child process. Raises EngineError with the builder's own words."""
-    command = [sys.executable, "-m", "vlp_deploy.engines.tensorrt.builder"]
+    command = [sys.executable, "-c", f"from {__name__} import main; main()"]
     done = subprocess.run(command, input=msgspec.json.encode(request), capture_output=True)
     if done.returncode == 0:
         return msgspec.json.decode(done.stdout, type=BuildReport)
@@ -91,14 +91,20 @@ def _build(request: BuildRequest) -> BuildReport:
     Path(request.plan).write_bytes(memoryview(plan))
     if cache is not None and request.timing_cache is not None:
         Path(request.timing_cache).write_bytes(memoryview(cache.serialize()))
-    layers = [line.partition("LayerType: ")[2].partition(",")[0] for line in logger.layers]
     return BuildReport(
         inputs=inputs,
         profiles=profiles,
-        layers=dict(sorted(Counter(layers).items())),
+        layers=_counted(logger.layers, "LayerType: "),
+        input_types=_counted(logger.layers, "Datatype: "),
         fused_attention=sum("mha" in line.partition(",")[0] for line in logger.layers),
         network_layers=network.num_layers,
     )
+
+
+def _counted(layers: Sequence[str], key: str) -> dict[str, int]:
+    """How often which word follows the key for the first time in a layer's line."""
+    words = (line.partition(key)[2].partition(",")[0] for line in layers)
+    return dict(sorted(Counter(word for word in words if word).items()))
 
 
 def symbols(inputs: dict[str, Shape]) -> set[str]:
@@ -169,7 +175,3 @@ def main() -> None:
     except EngineError as error:
         sys.exit(str(error))
     sys.stdout.buffer.write(msgspec.json.encode(report))
-
-
-if __name__ == "__main__":
-    main()
