@@ -34,6 +34,7 @@ from vlp_export.graph import node_count, to_bytes
 from vlp_export.parity import BATCHES, Reference, RunImages, check_parity
 from vlp_export.quantised import FP8, SIGNED, UNSIGNED, Scheme, quantised
 from vlp_export.ranges import Range, RunGraph, measure_ranges
+from vlp_export.served import RUN_HERE, run_in
 from vlp_export.session import Session
 from vlp_export.smoothing import smoothed
 from vlp_export.typed import emulated, typed
@@ -84,7 +85,11 @@ def in_precision(
         engine=target.engine,
         precision=target.precision,
         graphs={
-            role: msgspec.structs.replace(info, nodes=node_count(models[role]))
+            role: msgspec.structs.replace(
+                info,
+                nodes=node_count(models[role]),
+                opset=models[role].graph.opset_imports[""],
+            )
             for role, info in contents.manifest.graphs.items()
         },
         parity=(*contents.manifest.parity, *rows),
@@ -156,9 +161,9 @@ def _compare(
     contents: BundleContents, model: ir.Model, golden: Golden, bank: ClassBank, target: Target
 ) -> tuple[ParityRow, ...]:
     structure = contents.manifest.structure
-    provable = emulated(model) if target.precision == "bf16" and not target.is_a_hint else model
+    engine, run = _running(model, target)
     return check_parity(
-        _answering(Session(to_bytes(provable)), bank, contents),
+        _answering(run, bank, contents),
         Reference(
             pixels=golden.pixels,
             logits=golden.logits,
@@ -166,7 +171,14 @@ def _compare(
             bank=bank,
             embeddings=golden.embeddings,
         ),
-        engine="onnx",
+        engine=engine,
         precision=target.precision,
         batches=BATCHES if fixed_batch(structure) is None else (1,),
     ).rows
+
+
+def _running(model: ir.Model, target: Target) -> tuple[str, RunGraph]:
+    """What runs a rewritten graph here, and its name: the engine to serve it, or onnxruntime."""
+    if target.engine in RUN_HERE:
+        return target.engine, run_in(target.engine, to_bytes(model), precision=target.precision)
+    return "onnx", Session(to_bytes(emulated(model) if target.precision == "bf16" else model))

@@ -7,9 +7,7 @@ than the budget allows. What was tried, and why it was not taken, goes into the 
 Legend: n images, K classes.
 """
 
-import tempfile
 from collections.abc import Callable
-from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -20,8 +18,6 @@ from numpy.typing import NDArray
 
 from vlp_deploy.classes.conditioned import run_in_pieces
 from vlp_deploy.classes.coupled import one_by_one
-from vlp_deploy.engines import load_engine
-from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.support import refuse_unsupported, why_unsupported
 from vlp_deploy.errors import EngineError, ParityError
 from vlp_deploy.formats.bundle import BundleContents, Precision
@@ -29,6 +25,7 @@ from vlp_deploy.measuring.timing import paired_ratio, take_turns
 from vlp_export.evaluation_images import UNKNOWN, EvaluationImages, evaluation_images
 from vlp_export.precision import QUANTISED, RANGE_IMAGES, Target, in_precision
 from vlp_export.running import Progress
+from vlp_export.served import run_in
 
 AUTO = "auto"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
@@ -153,13 +150,9 @@ def _measured(
     contents: BundleContents, lowered: BundleContents, target: Target, images: EvaluationImages
 ) -> Trial:
     """Both bundles in the engine that is to serve them: speed by turns, and answers."""
-    with tempfile.TemporaryDirectory() as folder:
-        first = _loaded(contents, target.engine, Path(folder) / "fp32")
-        second = _loaded(lowered, target.engine, Path(folder) / target.precision)
-        with closing(first), closing(second):
-            answers = _answer(contents, first), _answer(lowered, second)
-            expected, found = (_all_logits(answer, images.pixels) for answer in answers)
-            speed = {str(batch): _speed(*answers, images.pixels[:batch]) for batch in TIMED_BATCHES}
+    answers = _answer(contents, target.engine), _answer(lowered, target.engine)
+    expected, found = (_all_logits(answer, images.pixels) for answer in answers)
+    speed = {str(batch): _speed(*answers, images.pixels[:batch]) for batch in TIMED_BATCHES}
     agreement = found.argmax(axis=1) == expected.argmax(axis=1)
     known = images.labels != UNKNOWN
     loss = None
@@ -174,19 +167,11 @@ def _measured(
     )
 
 
-def _loaded(contents: BundleContents, engine: str, folder: Path) -> Engine:
-    manifest = contents.manifest
-    path = folder / manifest.graphs[contents.bank.graph].file
-    folder.mkdir()
-    path.write_bytes(contents.graphs[path.name])
-    return load_engine(engine, path, EngineOptions(precision=manifest.precision))
-
-
-def _answer(contents: BundleContents, engine: Engine) -> Answer:
-    run = one_by_one(
-        lambda pixels: run_in_pieces(engine.run, pixels, contents.bank.inputs),
-        contents.manifest.structure,
-    )
+def _answer(contents: BundleContents, engine: str) -> Answer:
+    manifest, bank = contents.manifest, contents.bank
+    content = contents.graphs[manifest.graphs[bank.graph].file]
+    graph = run_in(engine, content, precision=manifest.precision)
+    run = one_by_one(lambda pixels: run_in_pieces(graph, pixels, bank.inputs), manifest.structure)
     return lambda pixels: run(pixels)[1]
 
 

@@ -22,6 +22,7 @@ from vlp_export.graph import Value
 from vlp_export.ranges import Floats, Range, activation, large_products, matrix
 from vlp_export.rewriting import Rewriter, constant
 
+FP8_OPSET = 19  # the first whose QuantizeLinear knows fp8
 LEAST_SCALE = 1e-12  # of what is always zero
 
 
@@ -49,6 +50,8 @@ FP8 = Scheme(activations=_FP8, weights=_FP8, largest=448)
 def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> ir.Model:
     """A copy of `model` with large products in 8 bits; `ranges` by the name of the activation."""
     rewriter = Rewriter(model)
+    if scheme is FP8:
+        rewriter.require_opset(FP8_OPSET)
     made: dict[Value, Value] = {}
     for node in large_products(rewriter.model):
         first, second = activation(node), matrix(node)

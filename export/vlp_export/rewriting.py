@@ -29,6 +29,11 @@ class Rewriter:
         """The operators as they are now; adding others on the way is allowed."""
         yield from list(self._graph)
 
+    def require_opset(self, least: int) -> None:
+        """Write in a newer opset if the graph's is older; the operators here mean the same in it."""
+        opsets = self._graph.opset_imports
+        opsets[""] = max(opsets[""], least)
+
     def weight(self, name: str, array: NDArray[Any]) -> Value:
         """The initialiser of this name, made of `array` if there is none yet."""
         if name not in self._graph.initializers:

@@ -69,7 +69,10 @@ def _show_bundle(bundle: Bundle) -> None:
         cells = (str(graph.opset), str(graph.nodes), gflop, f"{size:.1f}")
         graphs.add_row(role, graph.file, *cells)
     console.print(graphs)
-    parity = Table("engine", "precision", "batch", "largest difference", "tolerance", "top-1")
+    parity = Table(
+        *("engine", "precision", "batch", "largest difference", "tolerance", "min cosine"),
+        *("batch cosine", "top-1"),
+    )
     for row in manifest.parity:
         parity.add_row(
             row.engine,
@@ -77,6 +80,8 @@ def _show_bundle(bundle: Bundle) -> None:
             str(row.batch),
             f"{row.max_logit_difference:.1e}",
             f"{row.tolerance:.1e}",
+            f"{row.min_cosine:.6f}",
+            "" if row.batch_cosine is None else f"{row.batch_cosine:.6f}",
             f"{row.top1_agreement:.0%}",
         )
     console.print(parity)
