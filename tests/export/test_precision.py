@@ -167,7 +167,9 @@ def case(structure: str, dialect: str = "portable") -> Case:
 
 
 @cache
-def rewritten(structure: str, precision: str, dialect: str = "portable") -> ir.Model:    made = case(structure, dialect)
+def rewritten(structure: str, precision: str, dialect: str = "portable") -> ir.Model:
+    """The graph as it is written."""
+    made = case(structure, dialect)
     if precision not in SCHEMES:
         return typed(made.model, precision)
 
@@ -292,6 +294,7 @@ def test_the_tower_that_selects_is_exact() -> None:
 
 def test_smoothing_changes_no_answer_but_evens_out_channels() -> None:
     made = case("plain")
+
     def drive(run: RunGraph) -> None:
         run({"image": CALIBRATION, **made.inputs})
 
