@@ -1,4 +1,5 @@
-"""Every golden case down the whole road: official file, import, export, logits without PyTorch.
+"""Every golden case down the whole road: official file, import, export, logits without PyTorch,
+in every engine of the CPU.
 
 The official logits were computed by each method's public code; README.md of the golden data says
 how. Small models come first, the large ones take half a minute each.
@@ -17,6 +18,7 @@ from vlp_deploy import Classifier
 from vlp_deploy.cli import run
 
 pytest.importorskip("onnx_ir")
+pytest.importorskip("openvino")
 
 # Float32 at a logit scale of 100; the official code differs from itself by 4e-5 between batch sizes
 LOGIT_TOLERANCE = 2e-4
@@ -57,13 +59,23 @@ def pixels_of(case: Case) -> Any:
 
 def check_close(classifier: Classifier, case: Case, logits: Any, features: Any = None) -> None:
     """Logits of as many images as are expected, and class embeddings."""
-    found = classifier.logits(pixels_of(case)[: len(logits)])
-    np.testing.assert_allclose(found, logits, rtol=0, atol=LOGIT_TOLERANCE)
+    pixels = pixels_of(case)[: len(logits)]
+    for served in (classifier, in_openvino(classifier)):
+        found = served.logits(pixels)
+        np.testing.assert_allclose(found, logits, rtol=0, atol=LOGIT_TOLERANCE)
     if features is not None:
         normalised = features / np.linalg.norm(features, axis=-1, keepdims=True)
         np.testing.assert_allclose(
             classifier.class_embeddings, normalised, rtol=0, atol=EMBEDDING_TOLERANCE
         )
+
+
+def in_openvino(classifier: Classifier) -> Classifier:
+    """The same bundle and classes in the other engine."""
+    other = Classifier.load(classifier.bundle.path, engine="openvino")
+    assert other.engine == "openvino"
+    same = other.classes == classifier.classes
+    return other if same else other.with_classes(classifier.classes)
 
 
 def check_plain(case: Case, expected: dict[str, Any], export: list[str]) -> None:
