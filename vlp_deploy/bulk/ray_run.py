@@ -115,7 +115,7 @@ def answers(ray: ModuleType, items: Iterable[Input], task: Task) -> Iterator[Ans
     workers = hire(ray, task)
     batches = batched(items, task.question.batch_size)
     free = deque(workers * QUEUE)
-    pending: deque[tuple[Any, list[Input]]] = deque()  # references to answers, in order, and why
+    pending: deque[tuple[Any, list[Input]]] = deque()  # in order: reference to answers, batch
     busy: dict[Any, Any] = {}  # reference -> worker
     try:
         while True:
