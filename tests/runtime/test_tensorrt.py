@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from tests.runtime.fake_tensorrt import (
     SIZE,
     WIDTH,
+    Context,
     Engine,
     FakeDriver,
     fake_build,
@@ -315,6 +316,19 @@ def test_wrong_shapes_and_types_never_reach_the_gpu(gpu: FakeDriver, graph: Path
         with pytest.raises(EngineError, match=complaint):
             engine.run(good | bad)
     assert not gpu.memory
+
+
+def test_a_run_that_fails_gives_its_memory_back(
+    gpu: FakeDriver, graph: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = TensorRtRtxEngine(graph, EngineOptions(device="cuda"))
+    with monkeypatch.context() as failing:
+        failing.setattr(Context, "execute_async_v3", lambda *_: False)
+        with pytest.raises(EngineError, match="TensorRT refused to run: it gave no reason"):
+            engine.run(inputs(1))
+
+    assert not gpu.memory
+    assert engine.run(inputs(1))["logits"].shape == (1, 4)
 
 
 def test_the_second_load_builds_nothing(

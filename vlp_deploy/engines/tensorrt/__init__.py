@@ -158,8 +158,13 @@ class TensorRtEngine(Engine):
             worker = self._idle.pop()
         except IndexError:  # all are busy
             worker = self._new_worker()
-        outputs = worker.run(inputs, profile)
-        self._idle.append(worker)  # one that failed is not used again
+        try:
+            outputs = worker.run(inputs, profile)
+        except EngineError:
+            with suppress(EngineError):  # what went wrong first is what matters
+                worker.release()
+            raise
+        self._idle.append(worker)
         return outputs
 
     def _new_worker(self) -> Worker:
