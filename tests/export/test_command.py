@@ -12,6 +12,7 @@ from tests.export.tiny_clip import (
     save_weights,
 )
 from vlp_deploy.cli import run
+from vlp_deploy.engines.tensorrt import TensorRtEngine
 from vlp_deploy.formats.bundle import Bundle
 from vlp_export.command import describe_cost
 
@@ -75,3 +76,27 @@ def test_cost_that_grows_with_the_classes_is_told() -> None:
     assert "8.2 GFLOP an image for 10 classes" in small
     assert "more than" not in small
     assert "more than 3 image towers of ViT-B/16: serve fewer classes" in large
+
+
+@pytest.mark.parametrize(("installed", "code"), [(True, 0), (False, 3)])
+def test_tensorrts_bundle_is_written_whether_or_not_it_can_be_built(
+    arguments: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    installed: bool,
+    code: int,
+) -> None:
+    monkeypatch.setattr(TensorRtEngine, "is_installed", lambda: installed)
+
+    assert run([*arguments, "--engine", "tensorrt"]) == code
+
+    printed = " ".join("".join(capsys.readouterr()).split())
+    assert f"`vlp export {tmp_path / 'bundle'} --engine tensorrt`, on the machine with the GPU" in (
+        printed
+    )
+    assert ("pip install 'vlp-deploy[tensorrt]'" in printed) is not installed
+    manifest = Bundle(tmp_path / "bundle").manifest
+    assert manifest.engine == "tensorrt"
+    assert [profile["B"][2] for profile in manifest.profiles["image"]] == [1, 8, 32, 128]
+    assert manifest.profiles["text"][0]["L"][2] == 20  # the context of this backbone

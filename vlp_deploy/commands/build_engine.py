@@ -99,7 +99,7 @@ def _show(plans: Mapping[tuple[str, str], Plan]) -> None:
             str(len(report.profiles)),
             str(sum(report.layers.values())),
             f"{len(plan.content) / 1e6:.1f}",
-            plan.folder.name,
+            plan.folder.name[:12],
         )
     console = Console(highlight=False)
     console.print(table)
