@@ -38,9 +38,10 @@ def icons(tmp_path: Path) -> Path:
     folder = tmp_path / "icons"
     (folder / "json").mkdir(parents=True)
     mit, restricted = {"spdx": "MIT"}, {"spdx": "CC-BY-NC-4.0"}
+    isc = {"spdx": "ISC", "url": "https://example.org/licence"}
     collections = {
         "plain": {"name": "Plain", "license": mit, "category": "UI 24px", "palette": False},
-        "tinted": {"name": "Tinted", "license": mit, "category": "UI Multicolor", "palette": True},
+        "tinted": {"name": "Tinted", "license": isc, "palette": True},
         "paid": {"name": "Paid", "license": restricted, "category": "UI 24px"},
         "noto": {"name": "Noto", "license": mit},
         "smileys": {"name": "Smileys", "license": mit, "category": "Emoji"},
@@ -50,6 +51,8 @@ def icons(tmp_path: Path) -> Path:
         "line-md": {"name": "Animated", "license": mit, "category": "UI 24px"},
         "unlicensed": {"name": "No licence given"},
     }
+    for info in collections.values():
+        info["author"] = {"name": "Somebody, Else"}
     (folder / "collections.json").write_text(json.dumps(collections))
     for prefix, body in (("plain", CIRCLE), ("tinted", SQUARE)):
         dogs = ("outline", "24-outline", "fill", "bold", "thin", "light", "duotone", "sharp")

@@ -153,5 +153,13 @@ def test_packed_corpus_reads_back(tmp_path: Path, icons: Path) -> None:
     assert (corpus.areas == areas_of(corpus.ink[0])).all()
     assert corpus.captions == [["dog"], ["cherry"]]
     with (tmp_path / "corpus/licences.csv").open() as file:
-        listed = {row["source"]: (row["licence"], row["drawings"]) for row in csv.DictReader(file)}
-    assert listed["plain"] == ("MIT", "2")
+        listed = {row["source"]: row for row in csv.DictReader(file)}
+    assert listed["plain"]["drawings"] == "2"
+    assert listed["tinted"] == {
+        "source": "tinted",
+        "title": "Tinted",
+        "author": "Somebody, Else",
+        "licence": "ISC",
+        "licence url": "https://example.org/licence",
+        "drawings": "0",
+    }

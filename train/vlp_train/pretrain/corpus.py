@@ -108,11 +108,13 @@ class Drawing:
 
 @dataclass(frozen=True, kw_only=True)
 class IconSet:
-    """One allowed set of the icon package, with its licence."""
+    """One allowed set of the icon package, with what its licence asks to be named."""
 
     prefix: str
     title: str
+    author: str
     licence: str
+    licence_url: str
     colour: bool
 
 
@@ -139,7 +141,9 @@ def allowed_sets(icons: Path) -> list[IconSet]:
         IconSet(
             prefix=prefix,
             title=info["name"],
+            author=info["author"]["name"],
             licence=info["license"]["spdx"],
+            licence_url=info["license"].get("url", ""),
             colour=bool(info.get("palette")),
         )
         for prefix, info in sorted(collections.items())

@@ -2,8 +2,8 @@
 
 `ink.npy` (N, S, S) uint8 holds drawings without colours of their own: how much ink lies where.
 `areas.npy` (N, 3, S, S) uint8 says what to colour apart (`areas`). `colour.npy` (M, S, S, 4) uint8
-holds RGBA. `corpus.json` lists source, name and captions of the
-N + M drawings, ink first. `licences.csv` counts drawings by source.
+holds RGBA. `corpus.json` lists source, name and captions of the N + M drawings, ink first.
+`licences.csv` lists the sources with their authors, licences and numbers of drawings.
 """
 
 import csv
@@ -24,6 +24,13 @@ from vlp_train.pretrain.render import render_all
 
 Pixels = npt.NDArray[np.uint8]
 
+CLIP_ART_LICENCE = (
+    "openclipart",
+    "Open Clip Art Library 0.18",
+    "its contributors",
+    "public domain",
+    "https://creativecommons.org/licenses/publicdomain/",
+)
 _COLOURLESS = 12.0  # mean spread between channels, of 255, up to which a drawing counts as ink
 
 
@@ -106,10 +113,9 @@ def _npy(array: Pixels) -> bytes:
 def _licences(sets: list[IconSet], counts: Counter[str]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "title", "licence", "drawings"])
+    writer.writerow(["source", "title", "author", "licence", "licence url", "drawings"])
     for each in sets:
-        writer.writerow([each.prefix, each.title, each.licence, counts[each.prefix]])
-    writer.writerow(
-        ["openclipart", "Open Clip Art Library 0.18", "public domain", counts["openclipart"]]
-    )
+        named = [each.prefix, each.title, each.author, each.licence, each.licence_url]
+        writer.writerow([*named, counts[each.prefix]])
+    writer.writerow([*CLIP_ART_LICENCE, counts["openclipart"]])
     return text.getvalue().encode()
