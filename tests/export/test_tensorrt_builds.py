@@ -24,7 +24,6 @@ from vlp_export.typed import typed
 
 DIALECT = DIALECTS["tensorrt-rtx"]
 SINGLE: tuple[Ranges, ...] = ({"B": (1, 1, 1), "K": (1, 10, 1000)},)
-PRODUCTS = 6  # of a block with constant matrices: packed projection, output, two of the MLP …
 
 
 def config(*, size: int, patch: int, width: int, layers: int) -> ClipConfig:
@@ -84,17 +83,18 @@ def build(
     folder: Path,
     profiles: tuple[Ranges, ...] = SINGLE,
     *,
-    module: str = "tensorrt_rtx",
+    timing_cache: Path | None = None,
 ) -> BuildReport:
     pytest.importorskip("tensorrt_rtx", reason="the builder under test")
     (folder / "graph.onnx").write_bytes(to_bytes(model))
     report = build_plan(
         BuildRequest(
-            module=module,
+            module="tensorrt_rtx",
             graph=str(folder / "graph.onnx"),
             plan=str(folder / "model.plan"),
             profiles=profiles,
             compute_capability="8.9",
+            timing_cache=None if timing_cache is None else str(timing_cache),
         )
     )
     assert (folder / "model.plan").stat().st_size > 100_000
@@ -120,10 +120,12 @@ def test_an_engine_computes_in_the_precision_of_its_graph(
 def test_a_text_graph_with_four_open_sizes_is_built(tmp_path: Path) -> None:
     model = write_text_graph(TINY, weights(TINY), dialect=DIALECT)
 
-    report = build(model, tmp_path, ())
+    timings = tmp_path / "kernels.timings"
+    report = build(model, tmp_path, (), timing_cache=timings)
 
     assert report.inputs["prompts"] == (1, "m", 128)
     assert [set(profile) for profile in report.profiles] == [{"N", "L", "m"}]
+    assert timings.stat().st_size > 0  # as TensorRT proper would keep them
 
 
 def test_vit_b_16_in_float16_has_all_its_attention_fused(tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ import msgspec
 from vlp_deploy.engines.tensorrt.messages import message_logger
 from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
 from vlp_deploy.errors import EngineError
+from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Record
 
 Shape = tuple[int | str, ...]  # sizes that are open by their symbol
@@ -90,7 +91,7 @@ def _build(request: BuildRequest) -> BuildReport:
         raise EngineError(logger.complaints() or "the builder gave no reason")
     Path(request.plan).write_bytes(memoryview(plan))
     if cache is not None and request.timing_cache is not None:
-        Path(request.timing_cache).write_bytes(memoryview(cache.serialize()))
+        write_atomic(Path(request.timing_cache), bytes(memoryview(cache.serialize())))
     return BuildReport(
         inputs=inputs,
         profiles=profiles,
