@@ -58,15 +58,17 @@ class Classifier:
         threads: int | None = None,
         *,
         device: str = "cpu",
+        cuda_graphs: bool = False,
     ) -> Self:
         """Load a bundle; without a path `$VLP_BUNDLE`, and without that the embedded one.
 
-        `threads` bounds what the engine uses, None leaves it to the engine. The first load on a
+        `threads` bounds what the engine uses, None leaves it to the engine; `cuda_graphs` lets
+        onnxruntime on CUDA replay its launches. The first load on a
         machine proves the engine by the bundle's golden images; `engine="auto"` then also times
         those that are installed and keeps to the fastest. The embedded bundle's copy in the cache
         is made anew if it is damaged. Raises BundleError, EngineError or MissingExtraError.
         """
-        options = EngineOptions(threads=threads, device=device)
+        options = EngineOptions(threads=threads, device=device, cuda_graphs=cuda_graphs)
         chosen = Path(path) if path is not None else _default_path()
         return _restoring(chosen, lambda: cls._load(Bundle(chosen), engine, options))
 

@@ -10,15 +10,18 @@ REFRESH_S = 0.1
 
 
 @contextmanager
-def status(*, shown: bool = True) -> Iterator[Callable[[str], None]]:
-    """A text on stderr that changes."""
-    if not (shown and sys.stderr.isatty()):
-        yield lambda text: None
+def class_bar() -> Iterator[Callable[[int, int], None]]:
+    """A bar on stderr, moved by calling with the numbers of class texts done and of all."""
+    if not sys.stderr.isatty():
+        yield lambda done, total: None
         return
     from rich.console import Console  # takes 50 ms, and only a terminal needs it
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TimeRemainingColumn
 
-    with Console(stderr=True).status("starting") as line:
-        yield line.update
+    columns = ("class texts", BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+        task = progress.add_task("class texts", total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
 @contextmanager

@@ -20,7 +20,7 @@ from vlp_deploy.bulk.outputs.header import Decoding, RunHeader
 from vlp_deploy.bulk.outputs.opening import opened_run
 from vlp_deploy.bulk.outputs.run import Run
 from vlp_deploy.bulk.outputs.sorted_images import SortedImages
-from vlp_deploy.bulk.progress import progress_bar, status
+from vlp_deploy.bulk.progress import class_bar, progress_bar
 from vlp_deploy.bulk.request import Request, Source
 from vlp_deploy.bulk.watching import arrivals
 from vlp_deploy.classes.class_list import ClassNames, name_key, read_class_list
@@ -74,12 +74,8 @@ def _with_classes(
 ) -> Classifier:
     if names is None:
         return classifier
-    with status() as say:
-        return classifier.with_classes(
-            names,
-            templates,
-            progress=lambda done, total: say(f"{done:,} of {total:,} class texts"),
-        )
+    with class_bar() as show:
+        return classifier.with_classes(names, templates, progress=show)
 
 
 def _question(request: Request, classifier: Classifier) -> Question:
