@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from vlp_deploy.report.scale import Scale, number
+from vlp_deploy.report.scale import Scale, number, tick_text
 from vlp_deploy.report.svg import Point, drawing, line, words
 
 WIDTH, HEIGHT = 440.0, 290.0
-LEFT, RIGHT, TOP, BOTTOM = 50.0, 428.0, 28.0, 246.0  # of what is drawn within the axes
-LETTER = 7.0  # width of a letter of a label, about
+LEFT, RIGHT, TOP, BOTTOM = 50.0, 416.0, 28.0, 246.0  # of what is drawn within the axes
+LETTER = 7.8  # width of a letter of a label, about
 LINE = 14.0  # height of a label
 
 
@@ -20,8 +20,8 @@ class Axes:
     y: Scale
     x_label: str
     y_label: str
-    x_text: Callable[[float], str] = number
-    y_text: Callable[[float], str] = number
+    x_text: Callable[[float], str] = tick_text
+    y_text: Callable[[float], str] = tick_text
 
     def at(self, x: float, y: float) -> Point:
         """Where a value is drawn."""
@@ -50,6 +50,6 @@ class Axes:
 def percent_text(share: float) -> str:
     """
     >>> percent_text(0.2)
-    '20 %'
+    '20%'
     """
-    return f"{number(round(100 * share, 6))} %"
+    return f"{number(round(100 * share, 6))}%"

@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from vlp_deploy.measuring.metrics import Bin, Interval
 from vlp_deploy.report.axes import BOTTOM, LEFT, RIGHT, TOP, Axes, percent_text
-from vlp_deploy.report.labels import place_names
+from vlp_deploy.report.labels import ABOVE, Box, place_names
 from vlp_deploy.report.scale import linear, logarithmic, number, percent
 from vlp_deploy.report.svg import (
     SERIES,
@@ -22,6 +22,7 @@ from vlp_deploy.report.svg import (
 )
 
 STRIP = 30.0  # height of the histogram above a reliability diagram
+ROOM_FOR_NAMES = 0.4  # above the highest interval, of the range of accuracies
 CAP = 4.0  # half of the width of an interval's ends
 
 
@@ -82,36 +83,44 @@ def rates(
         x_label=x_label,
         y_label="images a second",
     )
-    marks, names = [], []
+    marks = []
     for index, each in enumerate(series):
-        places = [axes.at(*point) for point in each.points]
         marks.append(_line(index, each, axes))
         marks += [
-            marker(index, place, tip=f"{each.name}, {name}: {number(y)} images/s in {number(x)} ms")
-            for place, name, (x, y) in zip(places, each.names, each.points, strict=True)
+            marker(index, axes.at(x, y), tip=f"{each.name}, {name}: {number(y)} in {number(x)} ms")
+            for name, (x, y) in zip(each.names, each.points, strict=True)
         ]
-        names += list(zip(each.names, places, strict=True))
-    return axes.draw(title, description, *marks, *place_names(names))
+    # with names at all points of all series nobody could read any
+    first = series[0]
+    places = [axes.at(*point) for point in first.points]
+    return axes.draw(
+        title, description, *marks, *place_names(list(zip(first.names, places, strict=True)))
+    )
 
 
 def trade(title: str, description: str, places: Sequence[Place]) -> str:
     """Top-1 (y, with intervals) against time (x): what nothing else beats at both is joined."""
-    highs = [end for p in places for end in (p.interval.low, p.interval.high)]
+    lowest = min(place.interval.low for place in places)
+    highest = max(place.interval.high for place in places)
+    room = ROOM_FOR_NAMES * (highest - lowest)
     axes = Axes(
         x=logarithmic((place.x for place in places), start=LEFT, end=RIGHT),
-        y=linear(highs, start=BOTTOM, end=TOP),
+        y=linear((lowest, highest + room), start=BOTTOM, end=TOP),
         x_label="time of a call, ms (median)",
-        y_label="top-1 accuracy, with 95 % interval",
+        y_label="top-1 accuracy, with 95% interval",
         y_text=percent_text,
     )
     points = [(place.x, place.interval.value) for place in places]
     marks = [polyline(_steps([axes.at(*point) for point in frontier(points)]), "frontier")]
     for index, (place, point) in enumerate(zip(places, points, strict=True)):
-        marks.append(_whisker(axes, place.x, place.interval, f"line s{index % SERIES}"))
+        marks.append(_whisker(axes, place.x, place.interval, f"whisker s{index % SERIES}"))
         tip = f"{place.name}: {place.interval.value:.1%} in {number(place.x)} ms"
         marks.append(marker(index, axes.at(*point), tip=tip))
-    names = [(place.name, axes.at(*point)) for place, point in zip(places, points, strict=True)]
-    return axes.draw(title, description, *marks, *place_names(names))
+    tops = [axes.at(place.x, place.interval.high) for place in places]
+    names = [(place.name, top) for place, top in zip(places, tops, strict=True)]
+    lines = [Box(x - CAP, y, x + CAP, BOTTOM) for x, y in tops]
+    labels = place_names(names, places=ABOVE, obstacles=lines)
+    return axes.draw(title, description, *marks, *labels)
 
 
 def frontier(points: Sequence[Point]) -> list[Point]:
@@ -165,25 +174,26 @@ def acceptance(title: str, description: str, points: Sequence[Point]) -> str:
     chance = line(axes.at(0, 0), axes.at(1, 1), "ideal")
     passed = _line(0, Series(name="", points=tuple(points)), axes)
     known95 = line((LEFT, axes.y(0.95)), (RIGHT, axes.y(0.95)), "mean")
-    said = words("95 % of the known", (RIGHT - 4, axes.y(0.95) + 15), "name", anchor="end")
+    said = words("95% of the known", (RIGHT - 4, axes.y(0.95) + 15), "name", anchor="end")
     return axes.draw(title, description, chance, known95, said, passed)
 
 
 def bars(bars: Sequence[Bar], *, head: tuple[str, str], largest: float) -> str:
     """A table whose rows have a bar each, drawn to `largest`. It can be read as it stands."""
+    columns = element("colgroup", {}, *(f'<col class="{c}">' for c in ("what", "room", "shown")))
     titles = element("th", {"scope": "col"}, head[0]) + element("th", {"colspan": 2}, head[1])
     rows = [
         element(
             "tr",
             {},
             element("th", {"scope": "row"}, text(bar.name)),
-            element("td", {"class": "room"}, _bar(bar, largest)),
+            element("td", {}, _bar(bar, largest)),
             element("td", {}, text(bar.shown)),
         )
         for bar in bars
     ]
     head_row = element("thead", {}, element("tr", {}, titles))
-    return element("table", {"class": "bars"}, head_row, element("tbody", {}, *rows))
+    return element("table", {"class": "bars"}, columns, head_row, element("tbody", {}, *rows))
 
 
 def _bar(bar: Bar, largest: float) -> str:

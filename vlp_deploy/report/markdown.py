@@ -4,7 +4,14 @@ from collections.abc import Iterator, Sequence
 
 from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.report.figure import Figure, Table
-from vlp_deploy.report.summary import facts, machine_table, sentences, subtitle, title
+from vlp_deploy.report.summary import (
+    OTHERS,
+    comparison_table,
+    facts,
+    machine_table,
+    subtitle,
+    title,
+)
 
 SPECIAL = r"\`*_[]<>|#"
 LONGEST = 40  # rows of a table
@@ -23,7 +30,9 @@ def _lines(report: BenchReport, figures: Sequence[Figure]) -> Iterator[str]:
         f"- **{plain(fact.value)}** {plain(fact.name)} ({plain(fact.detail)})"
         for fact in facts(report)
     )
-    yield from (f"- {plain(sentence)}" for sentence in sentences(report))
+    if (others := comparison_table(report)).rows:
+        yield f"\n## The bundle and the others\n\n{plain(OTHERS)}\n"
+        yield from _table(others)
     for figure in figures:
         yield f"\n## {plain(figure.title)}\n\n{plain(figure.reading)}\n"
         yield from _table(figure.table)

@@ -7,7 +7,14 @@ from vlp_deploy.measuring.accuracy import Mistake
 from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.report.figure import Figure, Table
 from vlp_deploy.report.style import STYLE
-from vlp_deploy.report.summary import facts, machine_table, sentences, subtitle, title
+from vlp_deploy.report.summary import (
+    OTHERS,
+    comparison_table,
+    facts,
+    machine_table,
+    subtitle,
+    title,
+)
 from vlp_deploy.report.svg import element, swatch, text
 
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
@@ -34,10 +41,11 @@ def _parts(
     yield from _facts(report)
     yield '<div class="figures">'
     yield from (_figure(figure) for figure in figures)
+    yield "</div>"
     if report.findings and report.findings.mistakes:
         yield _mistakes(report.findings.mistakes, pictures)
     yield _machine(report)
-    yield "</div>\n</main>\n</body>\n</html>"
+    yield "</main>\n</body>\n</html>"
 
 
 def _facts(report: BenchReport) -> Iterator[str]:
@@ -51,8 +59,14 @@ def _facts(report: BenchReport) -> Iterator[str]:
         for fact in facts(report)
     )
     yield element("dl", {"class": "facts"}, *tiles)
-    if said := [element("li", {}, text(sentence)) for sentence in sentences(report)]:
-        yield element("ul", {"class": "said"}, *said)
+    if (others := comparison_table(report)).rows:
+        yield element(
+            "section",
+            {"id": "others", "class": "figure"},
+            element("h2", {}, "The bundle and the others"),
+            element("p", {}, OTHERS),
+            element("div", {"class": "wide"}, _table(others)),
+        )
 
 
 def _figure(figure: Figure) -> str:
@@ -106,7 +120,7 @@ def _mistakes(mistakes: Sequence[Mistake], pictures: Mapping[str, str]) -> str:
     )
     return element(
         "section",
-        {"id": "mistakes", "class": "figure whole"},
+        {"id": "mistakes", "class": "figure"},
         element("h2", {}, "What is taken for what"),
         element(
             "p",
@@ -128,7 +142,7 @@ def _picture(name: str, path: str, pictures: Mapping[str, str]) -> str:
 def _machine(report: BenchReport) -> str:
     return element(
         "section",
-        {"id": "machine", "class": "figure whole"},
+        {"id": "machine", "class": "figure"},
         element("h2", {}, "Where this was measured"),
         element("div", {"class": "wide machine"}, _table(machine_table(report))),
     )

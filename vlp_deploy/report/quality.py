@@ -61,8 +61,8 @@ def _trade(contenders: Sequence[ContenderResult]) -> Figure:
         legend=tuple(place.name for place in places),
         table=Table(
             header=(
-                *("", "engine", "precision", "p50 ms", "top-1", "95 % interval"),
-                *("top-5", "NLL", "ECE", "bundle minus this, points", "95 % interval"),
+                *("", "engine", "precision", "p50 ms", "top-1", "95% interval"),
+                *("top-5", "NLL", "ECE", "bundle minus this, points", "95% interval"),
             ),
             rows=tuple(rows),
         ),
@@ -76,7 +76,7 @@ def _reliability(found: Findings, ours: ContenderResult) -> Figure:
     return Figure(
         name="reliability",
         title=title,
-        reading="Bars on the diagonal: 70 % is right seven times of ten. Below it answers are too "
+        reading="Bars on the diagonal: 70% is right seven times of ten. Below it answers are too "
         f"sure. Expected calibration error {ece:.1%}, at temperature {number(found.temperature)}.",
         plot=reliability_diagram(title, f"Expected calibration error {ece:.1%}", bins),
         table=Table(
@@ -130,10 +130,10 @@ def _share_figure(name: str, title: str, reading: str, shares: Sequence[Share]) 
     return Figure(
         name=name,
         title=title,
-        reading=f"{reading} Thin lines are 95 % intervals.",
+        reading=f"{reading} Thin lines are 95% intervals.",
         plot=bars(shown, head=("", "top-1"), largest=1),
         is_table=True,
-        table=Table(header=("", "images", "classes", "top-1", "95 % interval"), rows=tuple(rows)),
+        table=Table(header=("", "images", "classes", "top-1", "95% interval"), rows=tuple(rows)),
     )
 
 
@@ -151,7 +151,7 @@ def _unknown(found: Unknown) -> Figure:
             rows=(
                 ("unknown images", str(found.images)),
                 ("AUROC", f"{found.auroc:.3f}"),
-                ("FPR95: unknown images accepted with 95 % of the known", f"{found.fpr95:.1%}"),
+                ("FPR95: unknown images accepted with 95% of the known", f"{found.fpr95:.1%}"),
             ),
         ),
     )

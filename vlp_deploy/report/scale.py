@@ -86,6 +86,18 @@ def number(value: float) -> str:
     return text.rstrip("0").rstrip(".") if "." in text else text
 
 
+def tick_text(value: float) -> str:
+    """A number that fits beside an axis.
+
+    >>> tick_text(25000), tick_text(1000)
+    ('25k', '1,000')
+    """
+    for unit, size in (("M", 1e6), ("k", 1e3)):
+        if abs(value) >= 10 * size:
+            return number(value / size) + unit
+    return number(value)
+
+
 def _ends(values: Iterable[float]) -> tuple[float, float]:
     finite = [value for value in values if math.isfinite(value)]
     return (min(finite), max(finite)) if finite else (0.0, 1.0)

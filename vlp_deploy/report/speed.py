@@ -36,7 +36,7 @@ def _latency(contenders: Sequence[ContenderResult], batch: int) -> Figure:
         plot=distributions(title, f"Median: {medians}", series),
         legend=tuple(name for name, _ in found),
         table=Table(
-            header=(*LATENCY_HEADER, "median, 95 % interval", "first call, ms"),
+            header=(*LATENCY_HEADER, "median, 95% interval", "first call, ms"),
             rows=tuple(
                 (
                     *_cells(name, each),
@@ -132,7 +132,7 @@ def _loops(contenders: Sequence[ContenderResult], kind: str) -> Figure:
                 "p50 ms",
                 "p99 ms",
                 "images/s",
-                "unanswered",
+                *("unanswered", "kept up"),
             ),
             rows=tuple(
                 (
@@ -144,6 +144,7 @@ def _loops(contenders: Sequence[ContenderResult], kind: str) -> Figure:
                     number(loop.latency.p99_ms),
                     number(loop.images_per_s),
                     str(loop.unanswered),
+                    "yes" if loop.kept_up else "no",
                 )
                 for name, each in loops.items()
                 for loop in each

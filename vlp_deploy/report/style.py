@@ -31,19 +31,16 @@ header p, .figure > p {{ color: var(--faint); margin: 0 0 .7rem; overflow-wrap: 
 header .kind {{ font-size: .8rem; letter-spacing: .06em; text-transform: uppercase; margin: 0; }}
 header .warning {{ background: var(--warn); color: var(--ink); border-radius: .4rem;
   padding: .5rem .8rem; }}
-.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(10rem, 1fr)); gap: .7rem;
+.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .7rem;
   margin: 1rem 0; }}
-.facts div, .figure, .said {{ background: var(--card); border: 1px solid var(--line);
+.facts div, .figure {{ background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; padding: .8rem 1rem; }}
 dt {{ font-size: .84rem; color: var(--faint); }}
 dd {{ margin: 0; font-size: .8rem; color: var(--faint); }}
 dd b {{ display: block; font-size: 1.45rem; line-height: 1.3; color: var(--ink);
   font-variant-numeric: tabular-nums; }}
-.said {{ margin: 0 0 .9rem; padding-left: 2.1rem; font-size: .92rem; }}
-.figures {{ display: grid; gap: .9rem;
-  grid-template-columns: repeat(auto-fit, minmax(min(100%, 27rem), 1fr)); }}
-.figure {{ min-width: 0; }}
-.whole {{ grid-column: 1 / -1; }}
+.figures {{ columns: 2 26rem; column-gap: .9rem; }}
+.figure {{ break-inside: avoid; margin: 0 0 .9rem; }}
 svg {{ display: block; width: 100%; height: auto; }}
 .figure > svg {{ max-width: 40rem; margin: 0 auto; }}
 .legend {{ display: flex; flex-wrap: wrap; gap: .1rem 1rem; list-style: none; margin: 0 0 .4rem;
@@ -56,11 +53,13 @@ svg {{ display: block; width: 100%; height: auto; }}
 .label {{ fill: var(--ink); }}
 .name {{ fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 3px;
   stroke-linejoin: round; }}
+@media (max-width: 30rem) {{ .tick, .label, .name {{ font-size: 14px; }} }}
 .line {{ fill: none; stroke: var(--mark); stroke-width: 2; stroke-linejoin: round; }}
 .mark {{ fill: var(--mark); stroke: var(--card); stroke-width: .3; }}
 .fill {{ fill: var(--mark); }}
 .count {{ fill: var(--count); }}
 .ideal, .mean {{ stroke: var(--axis); stroke-width: 1.3; stroke-dasharray: 4 4; }}
+.whisker {{ fill: none; stroke: var(--mark); stroke-width: 1.4; opacity: .7; }}
 .frontier {{ fill: none; stroke: var(--count); stroke-width: 6; stroke-linejoin: round; }}
 .span {{ stroke: var(--ink); stroke-width: 1.5; vector-effect: non-scaling-stroke; }}
 {MARKS}
@@ -71,12 +70,15 @@ thead th {{ color: var(--faint); }}
 tbody th, thead th:first-child {{ text-align: left; }}
 .wide {{ overflow-x: auto; }}
 .wide td, .wide thead th {{ white-space: nowrap; }}
-.machine td {{ text-align: left; white-space: normal; overflow-wrap: anywhere; }}
+.wide tbody th {{ min-width: 8rem; }}
+.machine td, .machine thead th:last-child {{ text-align: left; white-space: normal;
+  overflow-wrap: anywhere; }}
 .bars {{ width: 100%; table-layout: fixed; }}
 .bars th, .bars td {{ padding: .15rem .5rem .15rem 0; vertical-align: middle;
   overflow-wrap: anywhere; line-height: 1.25; border: 0; }}
-.bars th:first-child {{ width: 36%; }}
-.bars td:last-child {{ width: 5.2rem; padding-right: 0; }}
+.what {{ width: 36%; }}
+.shown {{ width: 5.2rem; }}
+.bars td:last-child {{ padding-right: 0; }}
 .bars svg {{ height: .95rem; }}
 details {{ margin-top: .5rem; }}
 summary {{ cursor: pointer; font-size: .84rem; color: var(--faint); }}

@@ -1,15 +1,23 @@
 """From a report to what is read first: a few facts, and what may be concluded from them."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from vlp_deploy.measuring.records import BenchReport, ContenderResult
+from vlp_deploy.measuring.accuracy import Agreement
+from vlp_deploy.measuring.gemm import gemm_share
+from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.report.figure import Table
 from vlp_deploy.report.quality import points_text
 from vlp_deploy.report.scale import number
+
+OTHERS = (
+    "Measured by turns in the same run, with the same classes. Times are multiples of the bundle's,"
+    " points are the bundle's top-1 minus theirs. In brackets 95% intervals of the paired "
+    "differences: what is lost is no more than they say."
+)
 
 
 class Fact(NamedTuple):
@@ -40,10 +48,13 @@ def facts(report: BenchReport) -> Iterator[Fact]:
     ours = report.contenders[0]
     if ours.latencies:
         first = ours.latencies[0]
-        interval = f"95 % interval {number(first.p50_low_ms)} to {number(first.p50_high_ms)}"
+        interval = f"95% interval {number(first.p50_low_ms)} to {number(first.p50_high_ms)}"
         yield Fact(f"{number(first.p50_ms)} ms", f"median latency, batch {first.batch}", interval)
         best = max(ours.latencies, key=lambda latency: latency.images_per_s)
         yield Fact(number(best.images_per_s), "images a second", f"batch {best.batch}")
+        if (reached := gemm_share(report, first)) is not None:
+            detail = f"fastest matrix product in NumPy, batch {first.batch}"
+            yield Fact(f"{reached:.0%}", "of this machine's arithmetic", detail)
     if found := ours.accuracy:
         interval = f"{found.top1.low:.1%} to {found.top1.high:.1%}, {found.images:,} images"
         yield Fact(f"{found.top1.value:.1%}", "top-1 accuracy", interval)
@@ -56,27 +67,40 @@ def facts(report: BenchReport) -> Iterator[Fact]:
         yield Fact(f"{number(start.peak_memory_mb)} MB", "peak memory", "of that process")
 
 
-def sentences(report: BenchReport) -> Iterator[str]:
-    """How the bundle compares with the other contenders."""
-    for other in report.contenders[1:]:
-        yield from _times(other)
-        if other.agreement and (difference := other.agreement.top1_difference):
-            low, high = points_text(difference.low), points_text(difference.high)
-            yield (
-                f"Top-1 of the bundle minus {other.name}: {points_text(difference.value)} points, "
-                f"95 % interval {low} to {high}; the same answer for {other.agreement.same_top1} "
-                f"of {other.agreement.images} images, largest difference of a logit "
-                f"{other.agreement.max_logit_difference:.1e}."
-            )
+def comparison_table(report: BenchReport) -> Table:
+    """The other contenders beside the bundle: their times over its own, its accuracy minus theirs.
 
-
-def _times(other: ContenderResult) -> Iterator[str]:
-    for latency, ratio in zip(other.latencies, other.ratios, strict=True):
-        cached = "" if other.text_embeddings_cached else ", text tower included"
-        yield (
-            f"{other.name} takes {ratio.median:.2f} times as long at batch {latency.batch} "
-            f"({ratio.low:.2f} to {ratio.high:.2f}){cached}."
+    Without other contenders it has no rows.
+    """
+    batches = [latency.batch for latency in report.contenders[0].latencies]
+    header = [f"time, batch {batch}" for batch in batches]
+    measured = any(other.agreement for other in report.contenders[1:])
+    if measured:
+        header += ["top-1, points", "same answer", "logits differ by"]
+    rows = (
+        (
+            other.name,
+            *(_interval(r.median, r.low, r.high, "{:.2f}".format) for r in other.ratios),
+            *(_agreement(other.agreement) if measured else ()),
         )
+        for other in report.contenders[1:]
+    )
+    return Table(header=("", *header), rows=tuple(rows))
+
+
+def _agreement(found: Agreement | None) -> tuple[str, str, str]:
+    if found is None:
+        return "", "", ""
+    apart = found.top1_difference
+    return (
+        _interval(apart.value, apart.low, apart.high, points_text) if apart else "",
+        f"{found.same_top1:,} of {found.images:,}",
+        f"{found.max_logit_difference:.1e}",
+    )
+
+
+def _interval(value: float, low: float, high: float, form: Callable[[float], str]) -> str:
+    return f"{form(value)} ({form(low)} to {form(high)})"
 
 
 def machine_table(report: BenchReport) -> Table:
