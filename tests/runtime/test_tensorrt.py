@@ -1,8 +1,8 @@
 """TensorRT without a GPU: plans are kept and checked, and a GPU of NumPy runs them."""
 
-import multiprocessing
 import os
 import signal
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -203,46 +203,47 @@ def test_a_failed_build_leaves_nothing_behind() -> None:
     assert plan_for(TARGET, build_once).fresh
 
 
-def build_in_a_process(counter: Any, barrier: Any) -> None:
-    def build(path: Path) -> BuildReport:
-        with counter.get_lock():
-            counter.value += 1
-        return build_once(path)
+BUILD_IN_A_PROCESS = """
+import os, signal, sys, time
+from vlp_deploy.engines.tensorrt.builder import BuildReport
+from vlp_deploy.engines.tensorrt.plans import Target, plan_for
 
-    barrier.wait()
-    plan_for(TARGET, build)
+def build(path):
+    print("built", flush=True)
+    path.write_bytes(b"plan")
+    if "die" in sys.argv:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(0.2)  # so that the others find the lock taken
+    return BuildReport(
+        inputs={}, profiles=(), layers={}, input_types={}, fused_attention=0, network_layers=0
+    )
+
+plan_for(Target(engine="tensorrt-rtx", version="1", graph="abc", compute_capability="8.9"), build)
+"""
+
+
+def start_building(*arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-c", BUILD_IN_A_PROCESS, *arguments],
+        stdout=subprocess.PIPE,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)},
+        text=True,
+    )
 
 
 def test_processes_that_want_one_plan_build_it_once() -> None:
-    context = multiprocessing.get_context("fork")
-    counter, barrier = context.Value("i", 0), context.Barrier(3)
-    processes = [
-        context.Process(target=build_in_a_process, args=(counter, barrier)) for _ in range(3)
-    ]
+    processes = [start_building() for _ in range(3)]
+    said = [process.communicate()[0] for process in processes]
 
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join()
-
-    assert [process.exitcode for process in processes] == [0, 0, 0]
-    assert counter.value == 1
-
-
-def die_while_building() -> None:
-    def build(path: Path) -> BuildReport:
-        path.write_bytes(b"half")
-        os.kill(os.getpid(), signal.SIGKILL)
-        return REPORT
-
-    plan_for(TARGET, build)
+    assert [process.returncode for process in processes] == [0, 0, 0]
+    assert "".join(said) == "built\n"
+    assert not plan_for(TARGET, never).fresh
 
 
 def test_a_killed_build_is_swept_and_done_again() -> None:
-    process = multiprocessing.get_context("fork").Process(target=die_while_building)
-    process.start()
-    process.join()
-    assert process.exitcode == -signal.SIGKILL
+    process = start_building("die")
+    assert process.communicate()[0] == "built\n"
+    assert process.returncode == -signal.SIGKILL
 
     assert plan_for(TARGET, build_once).content == b"plan"
     assert sorted(path.suffix for path in plans_folder().iterdir()) == ["", ".lock"]
