@@ -23,6 +23,7 @@ from vlp_export.ranges import Floats, Range, activation, large_products, matrix
 from vlp_export.rewriting import Rewriter, constant
 
 FP8_OPSET = 19  # the first whose QuantizeLinear knows fp8
+MOST_NOISE = 5e-4  # of an activation's energy: 2 % of its length
 LEAST_SCALE = 1e-12  # of what is always zero
 
 
@@ -48,15 +49,20 @@ FP8 = Scheme(activations=_FP8, weights=_FP8, largest=448)
 
 
 def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> ir.Model:
-    """A copy of `model` with large products in 8 bits; `ranges` by the name of the activation."""
+    """A copy of `model` with large products in 8 bits; `ranges` by the name of the activation.
+
+    A product stays in float32 if rounding its activation would drown more than `MOST_NOISE` of it.
+    """
     rewriter = Rewriter(model)
     if scheme is FP8:
         rewriter.require_opset(FP8_OPSET)
     made: dict[Value, Value] = {}
     for node in large_products(rewriter.model):
         first, second = activation(node), matrix(node)
+        found = ranges[str(first.name)]
+        if noise(found, scheme) > MOST_NOISE:
+            continue
         if first not in made:
-            found = ranges[str(first.name)]
             made[first] = _quantised_activation(rewriter, first, found, scheme, node)
         if second not in made:
             made[second] = _quantised_matrix(rewriter, second, scheme, node)
@@ -65,18 +71,31 @@ def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> i
     return rewriter.finished()
 
 
+def noise(found: Range, scheme: Scheme) -> float:
+    """What rounding adds to an activation, as a share of its energy.
+
+    Steps of one size Δ add Δ²/12 to every value; fp8 has steps that shrink with the value.
+    """
+    if not np.issubdtype(scheme.activations, np.integer):
+        return 0.0
+    scale, _ = _scale(found, scheme)
+    return scale**2 / 12 / max(float(found.power.mean()), LEAST_SCALE)
+
+
+def _scale(found: Range, scheme: Scheme) -> tuple[float, NDArray[Any]]:
+    """The step of an activation, and the number that stands for zero."""
+    low, high = min(float(found.low.min()), 0.0), max(float(found.high.max()), 0.0)
+    if not scheme.has_zero_point:
+        return max(high, -low, LEAST_SCALE) / scheme.largest, np.zeros((), scheme.activations)
+    scale = max((high - low) / np.iinfo(np.uint8).max, LEAST_SCALE)
+    return scale, np.array(round(-low / scale), scheme.activations)
+
+
 def _quantised_activation(
     rewriter: Rewriter, value: Value, found: Range, scheme: Scheme, before: ir.Node
 ) -> Value:
     """There and back: what is left of an activation, as a node that engines fuse away."""
-    low, high = min(float(found.low.min()), 0.0), max(float(found.high.max()), 0.0)
-    zero: NDArray[Any] = np.zeros((), scheme.activations)
-    if scheme.has_zero_point:
-        scale = max((high - low) / np.iinfo(np.uint8).max, LEAST_SCALE)
-        zero = np.array(round(-low / scale), scheme.activations)
-    else:
-        scale = max(high, -low, LEAST_SCALE) / scheme.largest
-    name = value.name
+    (scale, zero), name = _scale(found, scheme), value.name
     parameters = (
         rewriter.weight(f"{name}.scale", np.array(scale, np.float32)),
         rewriter.weight(f"{name}.zero", zero),

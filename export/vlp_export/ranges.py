@@ -4,7 +4,7 @@ Legend: T rows of an activation over all images, d its width.
 """
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -23,10 +23,12 @@ MATRIX_RANK = 2
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The least and the largest value of every channel of an activation."""
+    """The least and the largest value of every channel of an activation, and its mean square."""
 
     low: Floats  # (d,)
     high: Floats  # (d,)
+    power: Floats  # (d,)
+    rows: int  # that were seen
 
     @property
     def magnitude(self) -> Floats:
@@ -35,11 +37,22 @@ class Range:
 
     def joined(self, other: "Range") -> "Range":
         """The range of both."""
-        return Range(low=np.minimum(self.low, other.low), high=np.maximum(self.high, other.high))
+        rows = self.rows + other.rows
+        return Range(
+            low=np.minimum(self.low, other.low),
+            high=np.maximum(self.high, other.high),
+            power=np.average([self.power, other.power], axis=0, weights=[self.rows, other.rows]),
+            rows=rows,
+        )
 
     def divided(self, divisors: Floats) -> "Range":
         """The range after every channel was divided by a positive number."""
-        return Range(low=self.low / divisors, high=self.high / divisors)
+        return replace(
+            self,
+            low=self.low / divisors,
+            high=self.high / divisors,
+            power=self.power / divisors**2,
+        )
 
 
 def large_products(model: ir.Model) -> list[ir.Node]:
@@ -92,7 +105,9 @@ def measure_ranges(model: ir.Model, drive: Callable[[RunGraph], None]) -> dict[s
 
 def _range_of(activation: Floats) -> Range:
     rows = activation.reshape(-1, activation.shape[-1])  # (T, d)
-    return Range(low=rows.min(axis=0), high=rows.max(axis=0))
+    return Range(
+        low=rows.min(axis=0), high=rows.max(axis=0), power=(rows**2).mean(axis=0), rows=len(rows)
+    )
 
 
 def _is_matrix(value: ir.Value | None) -> bool:
