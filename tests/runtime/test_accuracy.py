@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlp_deploy import cli
 from vlp_deploy.classifier import Classifier
+from vlp_deploy.commands.bench import bundle_and_engine
 from vlp_deploy.data.dataset import Dataset, Sample
 from vlp_deploy.errors import DataError
 from vlp_deploy.formats.bundle import Bundle
@@ -327,6 +328,11 @@ def test_unknown_images_of_a_known_class_are_refused(
     said = refused(fake_bundle, capsys, "--data", colours, "--unknown", colours)
 
     assert "has 4 classes that the bundle knows" in said
+
+
+def test_a_bundle_beside_may_name_its_engine() -> None:
+    assert bundle_and_engine("x/a@openvino", "onnx") == (Path("x/a"), "openvino")
+    assert bundle_and_engine("x/a@b", "onnx") == (Path("x/a@b"), "onnx")
 
 
 def test_two_contenders_of_one_name_are_refused(

@@ -17,6 +17,7 @@ from vlp_deploy.classifier import Classifier
 from vlp_deploy.data.dataset import Dataset, load_dataset
 from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.embedded import default_bundle
+from vlp_deploy.engines import ENGINES
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Record
@@ -83,8 +84,11 @@ def bench(
         typer.Option(help="Other labelled images, classified into class names of their own."),
     ] = None,
     beside: Annotated[
-        list[Path] | None,
-        typer.Option(help="Another bundle of the same classes, of another precision say."),
+        list[str] | None,
+        typer.Option(
+            help="Another bundle of the same classes, of another precision say; in another engine "
+            "as BUNDLE@ENGINE."
+        ),
     ] = None,
     against: Annotated[
         str,
@@ -225,20 +229,27 @@ def _finish(report: BenchReport, output: Path | None) -> None:
 
 
 def _contenders(
-    classifier: Classifier, rivals: Sequence[str], beside: Sequence[Path], options: RivalOptions
+    classifier: Classifier, rivals: Sequence[str], beside: Sequence[str], options: RivalOptions
 ) -> dict[str, Contender]:
     """The bundle first, then what it is compared with, all for the same classes."""
     found: dict[str, Contender] = {OURS: classifier}
     for name in rivals:
         found[name] = load_rival(name, classifier.bundle, options)
-    for path in beside:
-        if path.name in found:
+    for text in beside:
+        path, engine = bundle_and_engine(text, classifier.engine)
+        name = path.name if engine == classifier.engine else f"{path.name}@{engine}"
+        if name in found:
             raise DataError(
-                f"--beside {path}: there is a contender named {path.name!r} already. Rename the "
-                "folder"
+                f"--beside {text}: there is a contender named {name!r} already. Rename the folder"
             )
-        found[path.name] = load_in(classifier.engine, path, options)
+        found[name] = load_in(engine, path, options)
     return found
+
+
+def bundle_and_engine(text: str, engine: str) -> tuple[Path, str]:
+    """BUNDLE or BUNDLE@ENGINE; folders may have an @ in their names."""
+    folder, _, named = text.rpartition("@")
+    return (Path(folder), named) if folder and named in ENGINES else (Path(text), engine)
 
 
 def _stages(classifier: Classifier, questions: Questions | None, seconds: float) -> Stages:
