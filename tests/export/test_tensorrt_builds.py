@@ -10,8 +10,12 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from vlp_deploy.engines.tensorrt import TensorRtRtxEngine, deserialised
 from vlp_deploy.engines.tensorrt.builder import BuildReport, BuildRequest, build_plan
+from vlp_deploy.engines.tensorrt.cuda import first_gpu
+from vlp_deploy.engines.tensorrt.messages import message_logger
 from vlp_deploy.engines.tensorrt.profiles import Ranges
+from vlp_deploy.errors import EngineError, MissingDeviceError
 from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_deploy.formats.weights import Floats, expected_shapes
 from vlp_export.dialects import DIALECTS
@@ -134,3 +138,18 @@ def test_vit_b_16_in_float16_has_all_its_attention_fused(tmp_path: Path) -> None
     assert report.fused_attention == 12
     assert sum(report.layers.values()) < 250  # 338 operators in the graph
     assert (tmp_path / "model.plan").stat().st_size < 200e6  # 86 million weights of two bytes
+
+
+def test_a_plan_is_loaded_only_where_there_is_a_gpu(tmp_path: Path) -> None:
+    build(image_graph(TINY, "fp32"), tmp_path)
+    trt = TensorRtRtxEngine.package()
+    logger = message_logger(trt)
+    runtime, plan = trt.Runtime(logger), (tmp_path / "model.plan").read_bytes()
+
+    try:
+        first_gpu()
+    except MissingDeviceError:
+        with pytest.raises(EngineError, match=r"TensorRT cannot load the plan: .*Cuda Runtime"):
+            deserialised(runtime, plan, logger)
+    else:
+        assert deserialised(runtime, plan, logger).num_optimization_profiles == 1

@@ -74,7 +74,7 @@ def _build_here(bundle: Bundle, engine: str) -> None:
 def _build_ahead(bundle: Bundle, capabilities: Iterable[str], output: Path | None) -> None:
     manifest = bundle.manifest
     refuse_unsupported(TensorRtRtxEngine.name, manifest.precision)
-    TensorRtRtxEngine.import_module()
+    TensorRtRtxEngine.package()
     plans: dict[tuple[str, str], Plan] = {}
     with Console(stderr=True).status("building") as status:
         for capability in capabilities:

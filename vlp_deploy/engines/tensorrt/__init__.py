@@ -53,32 +53,36 @@ class TensorRtEngine(Engine):
 
     def __init__(self, graph: Path, options: EngineOptions) -> None:
         super().__init__(graph, options)
-        trt = self.import_module()
+        trt = self.package()
         refuse_external_data(graph)
         self._cuda = first_gpu()
         self.check_device(self._cuda.device)
         target = self.target(graph, options.profiles, self._cuda.device)
         self._logger = message_logger(trt)
         self._runtime = trt.Runtime(self._logger)
-        plan = self.plan(graph, target)
-        try:
-            self._engine = deserialised(self._runtime, plan.content, self._logger)
-        except EngineError as error:
-            if plan.fresh:
-                raise
-            warnings.warn(f"{plan.folder} is built again: {error}", stacklevel=2)
-            forget(target)
-            plan = self.plan(graph, target)
-            self._engine = deserialised(self._runtime, plan.content, self._logger)
-        self._plan = plan
+        plan, self._engine = self._load(graph, target)
+        self._report, self._folder = plan.report, plan.folder
         self._input_types = _types(trt, self._engine, trt.TensorIOMode.INPUT)
         self._output_types = _types(trt, self._engine, trt.TensorIOMode.OUTPUT)
         self._idle: deque[Worker] = deque()
         self._starting = threading.Lock()
         self._version = f"{self.name} {trt.__version__} {_described(self._cuda.device)}"
 
+    def _load(self, graph: Path, target: Target) -> tuple[Plan, Any]:
+        """The plan and what it becomes. One from the cache that is refused is built again."""
+        plan = self.plan(graph, target)
+        try:
+            return plan, deserialised(self._runtime, plan.content, self._logger)
+        except EngineError as error:
+            if plan.fresh:
+                raise
+            warnings.warn(f"{plan.folder} is built again: {error}", stacklevel=2)
+        forget(target)
+        plan = self.plan(graph, target)
+        return plan, deserialised(self._runtime, plan.content, self._logger)
+
     @classmethod
-    def import_module(cls) -> Any:
+    def package(cls) -> Any:
         """TensorRT's own module. Raises MissingExtraError without it."""
         try:
             return import_module(cls.module)
@@ -98,7 +102,7 @@ class TensorRtEngine(Engine):
         """What a plan of this graph for this GPU depends on."""
         return Target(
             engine=cls.name,
-            version=cls.import_module().__version__,
+            version=cls.package().__version__,
             graph=sha256_of(graph),
             compute_capability=device.compute_capability,
             device=device.name,
@@ -129,7 +133,7 @@ class TensorRtEngine(Engine):
 
     @property
     def inputs(self) -> frozenset[str]:
-        return frozenset(self._plan.report.inputs)
+        return frozenset(self._report.inputs)
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         arrays = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
@@ -137,21 +141,21 @@ class TensorRtEngine(Engine):
             if array.dtype != self._input_types[name]:
                 expected = np.dtype(self._input_types[name])
                 raise EngineError(f"{name} is {array.dtype}; the graph takes {expected}")
-        sizes = bound_sizes(self._plan.report, arrays)
+        sizes = bound_sizes(self._report, arrays)
         item = item_symbol(sizes)
         if item is None:
             return self._run_part(arrays, sizes)
-        most = most_items(self._plan.report.profiles, sizes, item)
+        most = most_items(self._report.profiles, sizes, item)
         parts = [
             self._run_part(part, {**sizes, item: count})
-            for part, count in split_items(self._plan.report, arrays, item, most)
+            for part, count in split_items(self._report, arrays, item, most)
         ]
         if len(parts) == 1:
             return parts[0]
         return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
 
     def _run_part(self, inputs: Arrays, sizes: Sizes) -> dict[str, NDArray[Any]]:
-        profile = fitting(self._plan.report.profiles, sizes)
+        profile = fitting(self._report.profiles, sizes)
         if profile is None:
             raise EngineError(f"the engine was not built for {sizes}")
         try:
@@ -253,7 +257,7 @@ class TensorRtRtxEngine(TensorRtEngine):
     @property
     def _kernels_file(self) -> Path:
         device = self._cuda.device
-        return self._plan.folder / f"{device.name.replace(' ', '-')}-{device.driver}.kernels"
+        return self._folder / f"{device.name.replace(' ', '-')}-{device.driver}.kernels"
 
     def close(self) -> None:
         if self._config is not None:
