@@ -5,7 +5,7 @@ so these say most about the engine. What is noise is found in three ways, and a 
 larger than all of them:
 
 1. A run measures everything in passes that lie apart in time. How the passes of a run differ gives
-   the 99 % interval of its mean (Student's t, on logarithms).
+   the 99.9 % interval of its mean (Student's t, on logarithms; a report has many figures).
 2. Other programs slow everything down, but not everything alike. The reference work, timed by turns
    with everything else, tells by what factor s the machine was slower at fixed work; the engine may
    have been slowed by anything from 1 to s². The interval covers that whole range.
@@ -23,7 +23,7 @@ from vlp_deploy.formats.architecture import Record
 from vlp_deploy.measuring.records import SCHEMA_VERSION, BenchReport, ContenderResult
 from vlp_deploy.measuring.timing import PASSES, Doubles, Latency
 
-STUDENT_T = 2.98  # 99 %, two-sided, 2 · PASSES - 2 = 14 degrees of freedom
+STUDENT_T = 4.14  # 99.9 %, two-sided, 2 · PASSES - 2 = 14 degrees of freedom
 SLOWED = (0, 1, 2)  # by which powers of the reference work's factor an engine may be slowed
 SMALLEST = 0.05  # 3. above
 
