@@ -5,8 +5,8 @@ from collections.abc import Mapping
 TOLERANCE_AT_100 = 2e-3  # float32 sums of some hundred terms up to 100, in another order
 
 # Smallest cosine between an embedding and its float32 self, where a graph computes in less. Half
-# precision rounds each of some fifty values in a row by 2^-11 or 2^-8 of their size, and 8 bits by
-# 2^-8 of the largest beside them: seen are 0.999999, 0.9999 and 0.998.
+# precision rounds each of some fifty values in a row by 2^-11 (bf16: 2^-8) of their size, 8 bits by
+# 2^-9 of the largest beside them.
 LEAST_COSINES: Mapping[str, float] = {"fp16": 0.999, "bf16": 0.999, "int8": 0.99, "fp8": 0.99}
 
 # Between an image alone and the same image among others. Sums in another order differ by 1e-7,

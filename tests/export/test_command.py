@@ -53,12 +53,12 @@ def test_second_export_to_the_same_place_needs_force(
     assert run([*arguments, "--force"]) == 0
 
 
-def test_unsupported_precision_is_one_line(
+def test_unsupported_precision_is_refused(
     arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert run([*arguments, "--precision", "int8"]) == 1
+    assert run([*arguments, "--precision", "fp8"]) == 1
 
-    assert "This version exports onnx: fp32" in capsys.readouterr().err
+    assert "engine onnx does not take fp8" in capsys.readouterr().err
     assert not (tmp_path / "bundle").exists()
 
 
