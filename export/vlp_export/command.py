@@ -118,6 +118,8 @@ def export(
     The graphs are run on the checkpoint's reference images at batch sizes 1, 2, 5 and 8 and
     compared with the answers that training wrote down. If they differ, the table is printed and
     nothing is written.
+
+    A bundle as the first argument becomes an engine instead: vlp export BUNDLE --help.
     """
     started = time.perf_counter()
     progress = Console(stderr=True)

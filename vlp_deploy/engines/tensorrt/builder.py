@@ -4,6 +4,7 @@ Building leaks memory and may crash; the process that asked for a plan survives 
 for goes to the child's stdin as JSON, the plan into a file, and what is known of it to stdout.
 """
 
+import os
 import subprocess
 import sys
 from collections import Counter
@@ -115,9 +116,10 @@ def symbols(inputs: dict[str, Shape]) -> set[str]:
 
 def _allow_decomposition(trt: Any, network: Any) -> None:
     """Attention without a kernel of its own, in float32 say, becomes products and a softmax."""
+    attention = getattr(trt.LayerType, "ATTENTION_INPUT", None)  # older versions have none
     for index in range(network.num_layers):
         layer = network.get_layer(index)
-        if layer.type == trt.LayerType.ATTENTION_INPUT:
+        if layer.type == attention:
             layer.__class__ = trt.IAttentionInputLayer  # the bindings give every layer as ILayer
             layer.attention.decomposable = True
 
@@ -169,10 +171,13 @@ def _timing_cache(config: Any, path: str | None) -> Any:
 
 
 def main() -> None:
-    """The child process."""
+    """The child process. What the libraries print must not get into the report."""
+    report_to = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     request = msgspec.json.decode(sys.stdin.buffer.read(), type=BuildRequest)
     try:
         report = _build(request)
     except EngineError as error:
         sys.exit(str(error))
-    sys.stdout.buffer.write(msgspec.json.encode(report))
+    with report_to:
+        report_to.write(msgspec.json.encode(report))
