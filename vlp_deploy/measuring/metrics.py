@@ -148,14 +148,14 @@ def difference_interval(first: NDArray[np.generic], second: NDArray[np.generic])
 def resampled_means(values: Doubles) -> Doubles:
     """Means (R, C) of R bootstrap resamples of the rows of (n, C)."""
     random = np.random.default_rng(0)
+    # how often each different row is drawn, in place of the rows: of hits there are two
+    rows, counts = np.unique(values, axis=0, return_counts=True)
     count = len(values)
-    chances = np.full(count, 1 / count)
-    block = max(1, BLOCK // count)
+    block = max(1, BLOCK // len(rows))
     means = []
     for start in range(0, RESAMPLES, block):
         size = min(block, RESAMPLES - start)
-        # how often each row is drawn, in place of the rows themselves
-        means.append(random.multinomial(count, chances, size=size) @ values / count)
+        means.append(random.multinomial(count, counts / count, size=size) @ rows / count)
     return np.concatenate(means)
 
 
