@@ -19,7 +19,7 @@ from torch import nn
 SIZE = 64
 TEXT = {"context_length": 77, "vocab_size": 49408, "width": 32, "heads": 2, "layers": 2}
 TIMM = {"timm_model_pretrained": False, "image_size": SIZE}
-CONFIGS: dict[str, dict[str, Any]] = {
+CONFIGS: dict[str, dict[str, Any]] = {  # with CLIP's own text tower
     "resnet": {  # OpenAI's RN50
         "embed_dim": 32,
         "quick_gelu": True,
@@ -56,6 +56,30 @@ CONFIGS: dict[str, dict[str, Any]] = {
 }
 
 
+SIGLIP: dict[str, Any] = {
+    "embed_dim": 64,
+    "custom_text": True,
+    "init_logit_bias": -10,
+    "vision_cfg": {
+        **TIMM,
+        "timm_model_name": "test_vit3",
+        "timm_pool": "map",
+        "timm_proj": "linear",
+        "image_size": 160,  # timm's ViTs have one size
+    },
+    "text_cfg": {
+        **TEXT,
+        "context_length": 16,
+        "vocab_size": 300,
+        "hf_tokenizer_name": "no/tokenizer",
+        "no_causal_mask": True,
+        "proj_bias": True,
+        "pool_type": "last",
+        "norm_kwargs": {"eps": 1e-6},
+    },
+}
+
+
 @timm.models.register_model
 def tiny_fastvit(pretrained: bool = False, **options: Any) -> nn.Module:
     """MobileCLIP's image tower, with a block of each kind."""
@@ -74,6 +98,21 @@ def tiny_fastvit(pretrained: bool = False, **options: Any) -> nn.Module:
     return network
 
 
+class ByteTokenizer:
+    """Bytes as token ids, in the place of a tokenizer that would have to be fetched."""
+
+    def __init__(self, name: str, context_length: int, **options: Any) -> None:
+        self.context_length = context_length
+
+    def __call__(self, sentences: list[str]) -> torch.Tensor:
+        """Token ids (N, L)."""
+        ids = torch.zeros(len(sentences), self.context_length, dtype=torch.long)
+        for row, sentence in zip(ids, sentences, strict=True):
+            tokens = list(sentence.encode())[-self.context_length :]
+            row[: len(tokens)] = torch.tensor(tokens)
+        return ids
+
+
 @dataclass(frozen=True)
 class Model:
     """What `--model` and `--pretrained` take, and open_clip's own network of it."""
@@ -85,7 +124,7 @@ class Model:
 
 def write_model(folder: Path, kind: str, seed: int = 0) -> Model:
     """Configuration and weights in `folder`; statistics of batch normalisation are random too."""
-    config = copy.deepcopy(CONFIGS[kind])
+    config = copy.deepcopy(SIGLIP if kind == "siglip" else CONFIGS[kind])
     (folder / f"{kind}.json").write_text(json.dumps(config))
     build = open_clip.CustomTextCLIP if config.pop("custom_text", False) else open_clip.CLIP
     with torch.random.fork_rng():

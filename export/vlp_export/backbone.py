@@ -6,10 +6,14 @@ for them where the `train` extra is installed, and this package itself needs no 
 
 from pathlib import Path
 
+import numpy as np
+
 from vlp_deploy import embedded
 from vlp_deploy.errors import ModelError
 from vlp_deploy.extras import load_function
 from vlp_deploy.formats.architecture import Backbone
+from vlp_deploy.formats.checkpoint import PromptCheckpoint
+from vlp_deploy.formats.structures import Baked
 from vlp_deploy.formats.weights import Floats, fingerprint, load_weights
 
 FILES = (".safetensors", ".pt", ".pth", ".bin", ".ckpt")
@@ -34,6 +38,17 @@ def load_backbone(backbone: Backbone, pretrained: str | None) -> dict[str, Float
             f"{backbone.sha256[:12]}…. {remedy}"
         )
     return weights
+
+
+def load_weights_of(checkpoint: PromptCheckpoint, pretrained: str | None) -> dict[str, Floats]:
+    """What graphs are written from: the backbone's weights, or less where classes are baked.
+
+    Raises what `load_backbone` does.
+    """
+    structure = checkpoint.header.structure
+    if isinstance(structure, Baked):
+        return {"logit_scale": np.array(np.log(structure.logit_scale), np.float32)}
+    return load_backbone(checkpoint.header.backbone, pretrained)
 
 
 def _find(backbone: Backbone, pretrained: str | None) -> tuple[str, dict[str, Floats]]:

@@ -12,9 +12,13 @@ from vlp_deploy.classes.inputs import ClassSource, RunGraph
 from vlp_deploy.errors import CheckpointError
 from vlp_deploy.formats.bundle import NewClasses
 from vlp_deploy.formats.checkpoint import IMAGE_GRAPH, PromptCheckpoint
-from vlp_deploy.formats.structures import ClassAware, Dual
+from vlp_deploy.formats.structures import Baked, ClassAware, Dual
 from vlp_deploy.formats.weights import Floats
 
+OTHER_TEXT = (
+    "the model's text tower or tokenizer is not CLIP's, so the embeddings of its classes were made "
+    "in training. Train again with the classes you need"
+)
 OWN_CONTEXTS = (
     "every class was tuned with a context of its own, so a new class would have none. "
     "Train with one context for all classes"
@@ -55,6 +59,8 @@ def new_classes(checkpoint: PromptCheckpoint) -> NewClasses:
     """Whether classes that nobody trained on can be served."""
     if "text.class_prompts" in checkpoint.tensors:
         return NewClasses(allowed=False, reason=OWN_CONTEXTS)
+    if isinstance(checkpoint.header.structure, Baked):
+        return NewClasses(allowed=False, reason=OTHER_TEXT)
     class_aware = isinstance(checkpoint.header.structure, ClassAware)
     return NewClasses(warning=WARNING if class_aware else "")
 

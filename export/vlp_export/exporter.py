@@ -34,7 +34,7 @@ from vlp_deploy.formats.bundle import (
 )
 from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
 from vlp_deploy.formats.structures import Coupled
-from vlp_export.backbone import load_backbone
+from vlp_export.backbone import load_weights_of
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import Context, ContextChoice, settle_context
 from vlp_export.dialects import DIALECTS
@@ -98,7 +98,7 @@ def export(
     names = None if classes is None else read_class_list(classes)
     report("reading checkpoint and weights")
     checkpoint = _load_checkpoint(source)
-    weights = load_backbone(checkpoint.header.backbone, pretrained)
+    weights = load_weights_of(checkpoint, pretrained)
     only_numbers = numbers.needs_images and not isinstance(checkpoint.header.structure, Coupled)
     choice = ContextChoice(
         context=context,

@@ -21,6 +21,7 @@ from vlp_deploy.classes.dual import (
 from vlp_deploy.formats.bundle import ClassBank, GraphInfo
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_deploy.formats.structures import (
+    Baked,
     ClassAware,
     Conditioned,
     Coupled,
@@ -204,6 +205,11 @@ def _decoupled(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect)
     }
 
 
+def _baked(checkpoint: PromptCheckpoint, weights: Weights, dialect: Dialect) -> Models:
+    """The image tower alone."""
+    return {"image": image_model(checkpoint, weights, dialect=dialect)}
+
+
 def image_model(
     checkpoint: PromptCheckpoint,
     weights: Weights,
@@ -244,4 +250,5 @@ WRITERS: dict[type[Structure], Writer] = {
     Coupled: _coupled,
     Decoupled: _decoupled,
     Dual: _dual,
+    Baked: _baked,
 }

@@ -56,6 +56,7 @@ def test_options_that_say_what_holds_anyway_are_accepted(neutral: dict[str, Any]
         ("text_cfg", {"heads": 7}, "width of 512 does not divide into 7 heads"),
         ("text_cfg", {"layers": True}, "Expected `int`, got `bool`"),
         ("text_cfg", {"hf_model_name": "bert"}, "has hf_model_name='bert'"),
+        ("", {"init_logit_bias": -10.0}, r"init_logit_bias=-10\.0: .* with CLIP's own text tower"),
         ("", {"embed_dim": "512"}, r"Expected `int`, got `str` - at `\$\.embed_dim`"),
         ("", {"vision_cfg": []}, r"vision_cfg"),
         ("", {"multimodal_cfg": {}}, "has multimodal_cfg="),
@@ -104,6 +105,15 @@ def test_a_text_tower_without_a_causal_mask_is_read() -> None:
     config = ClipConfig.from_open_clip(changed("text_cfg", no_causal_mask=True))
 
     assert not config.text.causal
+
+
+def test_a_text_tower_with_another_tokenizer_is_kept_as_open_clip_has_it() -> None:
+    given = changed("text_cfg", hf_tokenizer_name="t5", pool_type="last", no_causal_mask=True)
+
+    config = ClipConfig.from_open_clip({**given, "init_logit_bias": -10})
+
+    assert config.text.options == given["text_cfg"]
+    assert config.image_tower == "another ViT"  # open_clip's, as both towers are
 
 
 @pytest.mark.parametrize("missing", ["embed_dim", "vision_cfg", "text_cfg"])

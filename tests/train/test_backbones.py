@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from vlp_deploy.errors import ModelError
-from vlp_deploy.formats.architecture import Preprocessing, OPENAI_MEAN, ClipConfig
+from vlp_deploy.formats.architecture import OPENAI_MEAN, ClipConfig, Preprocessing
 from vlp_deploy.formats.weights import fingerprint, load_weights
 from vlp_train import backbones
 from vlp_train.backbones import load_backbone, load_preprocessing, reload_backbone
@@ -172,7 +172,6 @@ def test_preprocessing_that_cannot_be_done_is_named(
             "has no weights 'laion2b",
         ),
         ("RN50", "openia", "has no weights 'openia'. Did you mean 'openai'"),
-        ("ViT-B-16-SigLIP", "webli", "init_logit_bias=-10, which no model with CLIP's own text"),
         ("coca_ViT-B-32", "laion2b_s13b_b90k", "has multimodal_cfg"),
         ("absent.json", "w.safetensors", r"absent\.json cannot be read"),
     ],

@@ -1,6 +1,8 @@
 """Image towers that are no plain ViT: loaded, checked against open_clip, turned into a graph."""
 
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,15 +13,17 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 
-from tests.other_towers import CONFIGS, SIZE, Model, write_model, write_pictures
+from tests.other_towers import CONFIGS, SIGLIP, SIZE, Model, write_model, write_pictures
 from tests.train.conftest import random_weights
 from tests.train.importing import official
 from vlp_deploy.cli import run
-from vlp_deploy.errors import MissingExtraError, ModelError, TrainingError
+from vlp_deploy.errors import CheckpointError, MissingExtraError, ModelError, TrainingError
 from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_deploy.formats.checkpoint import IMAGE_GRAPH, PromptCheckpoint
 from vlp_train import other_towers
 from vlp_train.backbones import load_backbone, reload_backbone
+from vlp_train.importing import road
+from vlp_train.importing.road import check_tower
 from vlp_train.methods import METHODS, check_towers
 from vlp_train.other_towers import image_graph
 from vlp_train.request import Request
@@ -33,6 +37,21 @@ ROUNDING = 1e-5  # of features whose length is about 1, added up in another orde
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Model]:
     folder = tmp_path_factory.mktemp("models")
     return {kind: write_model(folder, kind) for kind in CONFIGS}
+
+
+@pytest.fixture(scope="module")
+def graphs(models: dict[str, Model]) -> Callable[[str], bytes]:
+    """The ONNX file of a kind of tower; each is made once."""
+
+    @functools.cache
+    def graph(kind: str) -> bytes:
+        clip, _ = load_backbone(models[kind].model, models[kind].pretrained)
+        told: list[str] = []
+        content = image_graph(clip, PREPROCESSING, told.append)[IMAGE_GRAPH].tobytes()
+        assert clip.config.image_tower in told[0]
+        return content
+
+    return graph
 
 
 @pytest.fixture(scope="module")
@@ -73,31 +92,24 @@ def test_both_towers_are_those_of_open_clip(kind: str, models: dict[str, Model])
 
 @pytest.mark.parametrize("kind", CONFIGS)
 @torch.no_grad()
-def test_the_graph_takes_raw_pixels_in_any_number(kind: str, models: dict[str, Model]) -> None:
-    clip, _ = load_backbone(models[kind].model, models[kind].pretrained)
-    told: list[str] = []
+def test_the_graph_takes_raw_pixels_in_any_number(
+    kind: str, models: dict[str, Model], graphs: Callable[[str], bytes]
+) -> None:
+    session = onnxruntime.InferenceSession(graphs(kind), providers=["CPUExecutionProvider"])
 
-    graph = image_graph(clip, PREPROCESSING, told.append)[IMAGE_GRAPH]
-
-    session = onnxruntime.InferenceSession(graph.tobytes(), providers=["CPUExecutionProvider"])
     for count in (1, 5):
         (found,) = session.run(["embedding"], {"image": pixels(count).numpy()})
         expected = F.normalize(models[kind].network.encode_image(normalised(pixels(count))), dim=-1)
         assert np.abs(found - expected.numpy()).max() < ROUNDING
-    assert clip.config.image_tower in told[0]
 
 
-def test_branches_that_only_training_needs_are_merged(models: dict[str, Model]) -> None:
+def test_branches_that_only_training_needs_are_merged(graphs: Callable[[str], bytes]) -> None:
     onnx = pytest.importorskip("onnx")
-    clip, _ = load_backbone(models["mobileclip"].model, models["mobileclip"].pretrained)
-    before = sum("bn" in name for name in clip.state_dict())
 
-    graph = image_graph(clip, PREPROCESSING)[IMAGE_GRAPH]
+    nodes = [node.op_type for node in onnx.load_from_string(graphs("mobileclip")).graph.node]
 
-    nodes = [node.op_type for node in onnx.load_from_string(graph.tobytes()).graph.node]
-    # two stay, which stand in front of no convolution
+    # those of attention stay, which stand in front of no convolution
     assert nodes.count("BatchNormalization") <= 2
-    assert sum("bn" in name for name in clip.state_dict()) == before
 
 
 def test_a_plain_vit_has_no_such_graph(tiny_clip: Any) -> None:
@@ -148,7 +160,7 @@ def test_a_tower_that_open_clip_does_not_know_is_told(
     config = {**CONFIGS["convnext"], "vision_cfg": {"timm_model_name": "convnext_sbae"}}
     (tmp_path / "m.json").write_text(json.dumps(config))
 
-    with pytest.raises(ModelError, match="cannot build the image tower convnext_sbae"):
+    with pytest.raises(ModelError, match="cannot build the towers of convnext_sbae"):
         load_backbone(str(tmp_path / "m.json"), models["convnext"].pretrained)
 
 
@@ -161,8 +173,13 @@ def official_coop(model: Model) -> dict[str, torch.Tensor]:
 
 
 def test_official_checkpoints_on_a_resnet_are_imported(
-    models: dict[str, Model], tmp_path: Path
+    models: dict[str, Model],
+    graphs: Callable[[str], bytes],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    tensors = {IMAGE_GRAPH: np.frombuffer(graphs("resnet"), np.uint8)}
+    monkeypatch.setattr(road, "image_graph", lambda clip, preprocessing: tensors)
     folder = official.run_folder(tmp_path / "rn50_ep50", official_coop(models["resnet"]))
     names = ["--model", models["resnet"].model, "--pretrained", models["resnet"].pretrained]
 
@@ -171,7 +188,7 @@ def test_official_checkpoints_on_a_resnet_are_imported(
     assert code == 0
     checkpoint = PromptCheckpoint.load(tmp_path / "x.safetensors")
     assert checkpoint.header.method == "coop"
-    assert checkpoint.tensors[IMAGE_GRAPH].dtype == np.uint8
+    assert checkpoint.tensors[IMAGE_GRAPH].tobytes() == graphs("resnet")
 
 
 def test_official_prompts_of_a_vit_are_refused_for_a_resnet(
@@ -182,3 +199,40 @@ def test_official_prompts_of_a_vit_are_refused_for_a_resnet(
     names = ["--model", models["resnet"].model, "--pretrained", models["resnet"].pretrained]
 
     assert run(["import", str(folder), *names, "--output", str(tmp_path / "x.safetensors")]) == 1
+
+
+def test_only_zero_shot_serves_a_text_tower_that_is_not_clips() -> None:
+    config = ClipConfig.from_open_clip(SIGLIP)
+
+    check_towers("zeroshot", config)
+
+    with pytest.raises(TrainingError, match="The method for them is zeroshot"):
+        check_towers("coop", config)
+
+
+def test_a_tokenizer_that_cannot_be_had_is_told(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def unreachable(name: str, **options: Any) -> None:
+        raise OSError(f"{name} is not a local folder")
+
+    monkeypatch.setattr("open_clip.tokenizer.HFTokenizer", unreachable)
+    model = write_model(tmp_path, "siglip")
+
+    with pytest.raises(ModelError, match=r"tokenizer no/tokenizer .* a folder that holds them"):
+        train(
+            Request(
+                data=data,
+                method="zeroshot",
+                output=tmp_path / "run",
+                model=model.model,
+                pretrained=model.pretrained,
+            )
+        )
+
+
+def test_official_checkpoints_are_refused_for_another_text_tower() -> None:
+    config = ClipConfig.from_open_clip(SIGLIP)
+
+    with pytest.raises(CheckpointError, match="another text tower"):
+        check_tower("coop", config)

@@ -31,12 +31,14 @@ from vlp_deploy.formats.weights import (
     plain_name,
     wanted_names,
 )
+from vlp_train.baked import OtherTextClip
 from vlp_train.clip import Clip
 
 QUICK_GELU_SUFFIX = "-quickgelu"
 TORCH_SUFFIXES = (".pt", ".pth", ".bin")
 READ_OPTIONS = ("mean", "std", "interpolation", "resize_mode")  # of a preprocess_cfg
-UNUSED = "num_batches_tracked"  # of batch normalisation, by training alone
+# used by batch normalisation in training alone; 0 where there is none
+OPTIONAL = ("num_batches_tracked", "logit_bias")
 
 
 def load_backbone(
@@ -157,13 +159,13 @@ def build_clip(config: ClipConfig, weights: Mapping[str, Floats]) -> Clip:
 
     Raises ModelError if they do not fit its image tower.
     """
-    clip = Clip(config)
+    clip = Clip(config) if config.text.options is None else OtherTextClip(config)
     state = {name: torch.from_numpy(value) for name, value in weights.items()}
     try:
         missing, unexpected = clip.load_state_dict(state, strict=False)
     except RuntimeError as error:  # the shapes
         missing, unexpected = [str(error).splitlines()[-1].strip()], []
-    missing = [name for name in missing if not name.endswith(UNUSED)]
+    missing = [name for name in missing if not name.endswith(OPTIONAL)]
     if missing or unexpected:
         raise ModelError(
             f"the weights do not fit {config.image_tower} as this open_clip builds it, first "
@@ -230,7 +232,7 @@ def _torch_state(path: Path) -> Mapping[str, Tensor]:
 def _as_arrays(
     state: Mapping[str, Tensor], config: ClipConfig, *, source: str
 ) -> dict[str, Floats]:
-    state = {plain_name(name): value for name, value in state.items()}
+    state = {plain_name(name, config): value for name, value in state.items()}
     shapes = {name: tuple(value.shape) for name, value in state.items()}
     check_shapes(shapes, config, source=source)
     floats = (name for name, value in state.items() if value.is_floating_point())

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from vlp_deploy.formats.bundle import Manifest
 from vlp_deploy.formats.checkpoint import Header
 from vlp_deploy.formats.structures import (
+    Baked,
     ClassAware,
     Conditioned,
     Coupled,
@@ -16,6 +17,7 @@ from vlp_deploy.formats.structures import (
     Plain,
     Structure,
 )
+from vlp_train.baked import BakedClip
 from vlp_train.class_aware import ClassAwareClip
 from vlp_train.clip import Clip
 from vlp_train.conditioned import ConditionedClip
@@ -31,6 +33,7 @@ FORWARDS: dict[type[Structure], type[PromptedClip]] = {
     Coupled: CoupledClip,
     Decoupled: DecoupledClip,
     Dual: DualClip,
+    Baked: BakedClip,
 }
 
 

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
 
 OPSET = 18  # that of all graphs that every engine is to read
 SAMPLE = 2  # images: the exporter takes a batch of one for a constant
+SMALL_IMAGE = {"image_size": 8, "patch_size": 8, "width": 8, "head_width": 8, "layers": 1}
 SMALL_TEXT = {"context_length": 4, "vocab_size": 4, "width": 8, "heads": 1, "layers": 1}
 
 
@@ -37,22 +38,38 @@ def image_tower(config: ClipConfig) -> nn.Module:
 
     Raises ModelError if open_clip cannot build it; MissingExtraError where it is not installed.
     """
+    assert config.other is not None
+    options = {**config.other.options, "timm_model_pretrained": False}
+    tower: nn.Module = _network(config, options, SMALL_TEXT).visual
+    return tower
+
+
+def text_tower(config: ClipConfig) -> nn.Module:
+    """open_clip's module of a text tower that is not CLIP's: token ids (N, L) → features (N, D).
+
+    Raises as `image_tower`.
+    """
+    assert config.text.options is not None
+    tower: nn.Module = _network(config, SMALL_IMAGE, config.text.options).text
+    return tower
+
+
+def _network(config: ClipConfig, vision: dict[str, Any], text: dict[str, Any]) -> Any:
+    """One of open_clip's public classes, which make both towers; one of them is dropped."""
     try:
         import open_clip
     except ModuleNotFoundError:
         what = "A model other than vlp-tiny or a plain ViT"
         raise MissingExtraError(what, needs="open_clip_torch", extra="train") from None
-    assert config.other is not None
-    options = {**config.other.options, "timm_model_pretrained": False}
-    try:  # of its public classes, with a text tower that is dropped
-        clip = open_clip.CLIP(config.embed_dim, options, SMALL_TEXT, quick_gelu=config.quick_gelu)
+    try:
+        return open_clip.CustomTextCLIP(
+            config.embed_dim, vision, text, quick_gelu=config.quick_gelu
+        )
     except (TypeError, ValueError, RuntimeError, AssertionError) as error:
         raise ModelError(
-            f"this version of open_clip cannot build the image tower {config.image_tower} "
-            f"({error}). Check vision_cfg, or update open_clip_torch and timm"
+            f"this version of open_clip cannot build the towers of {config.image_tower} "
+            f"({error}). Check vision_cfg and text_cfg, or update open_clip_torch and timm"
         ) from error
-    tower: nn.Module = clip.visual
-    return tower
 
 
 def image_graph(

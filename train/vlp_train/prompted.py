@@ -50,17 +50,26 @@ class PromptedClip:
         self.preprocessing = preprocessing
         self.text_layout, self.visual_layout = text_layout, visual_layout
         self.class_chunk: int | None = None  # text rows at once; 0 = all, None = what fits
-        tokenizer, length = Tokenizer.default(), clip.config.text.context_length
+        self.device = clip.logit_scale.device
+        rows = (tensor.to(self.device) for tensor in self._rows())
+        self._ids, self._eot, self._slots = rows  # (T·K, L), (T·K,), (T·K, L)
+        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
+        self._mean, self._std = (c.view(3, 1, 1).to(self.device) for c in (mean, std))
+
+    def _rows(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Token ids (T·K, L), ends of text (T·K,) and slots (T·K, L)."""
+        tokenizer, length = Tokenizer.default(), self.clip.config.text.context_length
         rows = [
             text_rows(
-                self.class_names, template, tokenizer, layout=text_layout, context_length=length
+                self.class_names,
+                template,
+                tokenizer,
+                layout=self.text_layout,
+                context_length=length,
             )
             for template in self.templates
         ]
-        self.device = clip.logit_scale.device
-        self._ids, self._eot, self._slots = _stacked(rows, length, self.device)  # (T·K, L)
-        mean, std = torch.tensor(preprocessing.mean), torch.tensor(preprocessing.std)
-        self._mean, self._std = (c.view(3, 1, 1).to(self.device) for c in (mean, std))
+        return _stacked(rows, length)
 
     def to(self, device: str | torch.device) -> None:
         """Move the CLIP and everything beside it."""
@@ -129,15 +138,13 @@ class PromptedClip:
             return self.clip.logit_scale.exp() * image_features.float() @ class_features.float().T
 
 
-def _stacked(
-    rows: Sequence[TextRows], length: int, device: torch.device
-) -> tuple[Tensor, Tensor, Tensor]:
+def _stacked(rows: Sequence[TextRows], length: int) -> tuple[Tensor, Tensor, Tensor]:
     """All templates' rows below each other, padded to the tower's context length."""
     ids, slots = (
-        torch.cat([_padded(torch.from_numpy(part), length, fill) for part in parts]).to(device)
+        torch.cat([_padded(torch.from_numpy(part), length, fill) for part in parts])
         for parts, fill in (([r.ids for r in rows], 0), ([r.slots for r in rows], -1))
     )
-    eot = torch.cat([torch.from_numpy(r.eot) for r in rows]).to(device)
+    eot = torch.cat([torch.from_numpy(r.eot) for r in rows])
     return ids, eot, slots
 
 

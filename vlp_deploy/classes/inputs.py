@@ -31,6 +31,7 @@ from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.formats.architecture import ClipConfig, TextLayout
 from vlp_deploy.formats.bundle import ClassBank
 from vlp_deploy.formats.structures import (
+    Baked,
     ClassAware,
     Conditioned,
     Coupled,
@@ -213,6 +214,17 @@ def _conditioned(source: ClassSource, names: Synonyms) -> ClassBank:
     return ClassBank(inputs={CLASS_SUFFIX: suffix, SUFFIX_END: end}, embeddings=None)
 
 
+def _baked(source: ClassSource, names: Synonyms) -> ClassBank:
+    """The embeddings that training made; the caller sees to it that the classes are the same."""
+    structure, embeddings = source.structure, source.prompts["class.embeddings"]
+    assert isinstance(structure, Baked)
+    return ClassBank.from_embeddings(
+        embeddings,
+        logit_scale=source.logit_scale,
+        bias=np.full(len(names), structure.logit_bias, np.float32),
+    )
+
+
 Builder = Callable[[ClassSource, Synonyms], ClassBank]
 
 BUILDERS: dict[type[Structure], Builder] = {
@@ -222,4 +234,5 @@ BUILDERS: dict[type[Structure], Builder] = {
     Coupled: _plain,
     Decoupled: _plain,
     Dual: _dual,
+    Baked: _baked,
 }

@@ -59,7 +59,8 @@ class TextTower(Record, frozen=True, kw_only=True):
     """CLIP's text transformer; the feature is read at the end-of-text token.
 
     Where it is not `causal` (MobileCLIP-S), all `context_length` tokens see each other, those
-    behind the end of text included.
+    behind the end of text included. `options` is open_clip's `text_cfg` of a tower that is not
+    CLIP's or has another tokenizer (SigLIP): it serves the classes that were baked, and no others.
     """
 
     context_length: Count
@@ -69,6 +70,7 @@ class TextTower(Record, frozen=True, kw_only=True):
     heads: Count
     mlp_width: Count
     causal: bool = True
+    options: dict[str, Any] | None = None
 
     def __post_init__(self) -> None:
         _check_heads(self.width, self.heads)
@@ -119,15 +121,23 @@ class ClipConfig(Record, frozen=True, kw_only=True):
     def from_open_clip(cls, config: Mapping[str, Any]) -> "ClipConfig":
         """Read open_clip's model configuration (`open_clip.get_model_config(name)` or a JSON file).
 
-        Raises ModelError for a text tower that is not CLIP's and for values that no tower can have,
-        naming the option.
+        Raises ModelError for parts that open_clip's models with two plain towers do not have, and
+        for values that no tower can have, naming the option.
         """
         model = _options(config, _Model, "the model configuration")
-        text = _options(model.text_cfg, _Text, "text_cfg")
+        own_tokenizer = bool(model.text_cfg.get("hf_tokenizer_name"))
+        read = _converted if own_tokenizer else _options
+        text = read(model.text_cfg, _Text, "text_cfg")
+        if text.hf_model_name or (model.init_logit_bias is not None and not own_tokenizer):
+            raise ModelError(
+                f"the model configuration has hf_model_name={text.hf_model_name!r} and "
+                f"init_logit_bias={model.init_logit_bias}: text towers of the HF hub, and a bias "
+                "with CLIP's own text tower, are not supported. Choose another model"
+            )
         towers = {
             "embed_dim": model.embed_dim,
             "quick_gelu": model.quick_gelu,
-            **_image_tower(model.vision_cfg),
+            **_image_tower(model.vision_cfg, other=own_tokenizer),
             "text": {
                 "context_length": text.context_length,
                 "vocab_size": text.vocab_size,
@@ -136,6 +146,7 @@ class ClipConfig(Record, frozen=True, kw_only=True):
                 "heads": text.heads,
                 "mlp_width": int(text.width * text.mlp_ratio),
                 "causal": not text.no_causal_mask,
+                "options": model.text_cfg if own_tokenizer else None,
             },
         }
         try:
@@ -213,6 +224,7 @@ class _Model(msgspec.Struct, frozen=True):
     vision_cfg: dict[str, Any]
     text_cfg: dict[str, Any]
     quick_gelu: bool = False
+    init_logit_bias: float | None = None
     preprocess_cfg: Any = None  # read where weights are
 
 
@@ -237,6 +249,7 @@ class _Text(msgspec.Struct, frozen=True):
     heads: Count = 8
     mlp_ratio: Positive = 4.0
     no_causal_mask: bool = False
+    hf_model_name: str | None = None
 
 
 class _OtherVision(msgspec.Struct, frozen=True):
@@ -258,7 +271,7 @@ NEUTRAL: dict[str, Any] = {
     "pool_type": ("tok", "argmax"),
     "output_tokens": False,
     "timm_model_name": None,
-    "hf_model_name": None,
+    "hf_tokenizer_name": None,
     "embed_cls": False,
     "proj_type": "linear",
     "proj_bias": False,
@@ -266,15 +279,16 @@ NEUTRAL: dict[str, Any] = {
 }
 
 
-def _image_tower(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The field of ClipConfig that holds the tower of a `vision_cfg`."""
-    if _is_other(given):
-        other = _converted(given, _OtherVision, "vision_cfg")
-        name = other.timm_model_name or ("a ResNet" if other.layers else "another ViT")
-        options = {"name": name, "image_size": other.image_size, "options": dict(given)}
+def _image_tower(given: Mapping[str, Any], *, other: bool) -> dict[str, Any]:
+    """The field of ClipConfig that holds the tower of a `vision_cfg`; `other` whatever it is."""
+    if other or _is_other(given):
+        tower = _converted(given, _OtherVision, "vision_cfg")
+        resnet = isinstance(tower.layers, list | tuple)
+        name = tower.timm_model_name or ("a ResNet" if resnet else "another ViT")
+        options = {"name": name, "image_size": tower.image_size, "options": dict(given)}
         return {"other_vision": options}
     vision = _options(given, _Vision, "vision_cfg")
-    tower = {
+    vit = {
         "image_size": vision.image_size,
         "patch_size": vision.patch_size,
         "width": vision.width,
@@ -282,7 +296,7 @@ def _image_tower(given: Mapping[str, Any]) -> dict[str, Any]:
         "heads": vision.width // vision.head_width,
         "mlp_width": int(vision.width * vision.mlp_ratio),
     }
-    return {"vision": tower}
+    return {"vision": vit}
 
 
 def _is_other(given: Mapping[str, Any]) -> bool:
@@ -304,7 +318,7 @@ def _options(given: Mapping[str, Any], kind: type[Options], where: str) -> Optio
         if name not in kind.__struct_fields__ and not _is_neutral(name, value):
             raise ModelError(
                 f"{where} has {name}={value!r}, which no model with CLIP's own text tower and "
-                "tokenizer has. Supported are open_clip's models without HF, SigLIP or CoCa parts, "
+                "tokenizer has. Supported are open_clip's models without HF or CoCa parts, "
                 "for example ViT-B-16-quickgelu, RN50-quickgelu or convnext_base"
             )
     return _converted(given, kind, where)

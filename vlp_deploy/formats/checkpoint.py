@@ -27,7 +27,7 @@ from vlp_deploy.formats.architecture import (
     TextLayout,
     VisualLayout,
 )
-from vlp_deploy.formats.structures import Dual, Plain, Structure
+from vlp_deploy.formats.structures import Baked, Dual, Plain, Structure
 
 SCHEMA_VERSION = 1
 RUN_FILE = "prompt.safetensors"  # the checkpoint's name inside a training run's folder
@@ -136,6 +136,7 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
         "text.prompts": (None, text_tokens, config.text.width),
         "text.class_prompts": (classes, text_tokens, config.text.width),
         **_image_tower(config, visual_tokens),
+        "class.embeddings": (classes, config.embed_dim),
         "reference.pixels": (REFERENCE_IMAGES, 3, size, size),
         "reference.logits": (REFERENCE_IMAGES, classes),
         "reference.per_sample_logits": (REFERENCE_IMAGES, classes),  # DCP
@@ -151,6 +152,8 @@ def _check_tensors(header: Header, tensors: Mapping[str, NDArray[Any]]) -> None:
             raise CheckpointError(
                 f"prompt checkpoint: {name} is missing; it proves the export right"
             )
+    if isinstance(header.structure, Baked) and "class.embeddings" not in tensors:
+        raise CheckpointError("prompt checkpoint: class.embeddings is missing. Train it again")
     if config.other is not None and IMAGE_GRAPH not in tensors:
         raise CheckpointError(
             f"prompt checkpoint: {IMAGE_GRAPH} is missing, the graph of {config.image_tower}. "

@@ -73,4 +73,14 @@ class Decoupled(Record, frozen=True, kw_only=True, tag="decoupled"):
     mode: Literal["exact", "bias", "fixed"]
 
 
-Structure = Plain | Conditioned | ClassAware | Coupled | Dual | Decoupled
+class Baked(Record, frozen=True, kw_only=True, tag="baked"):
+    """Zero-shot with a text tower that is not CLIP's (SigLIP, arXiv:2303.15343): classes are fixed.
+
+    The checkpoint holds their embeddings, `class.embeddings`. `logit_bias` is added to every logit.
+    """
+
+    logit_scale: float
+    logit_bias: float = 0.0
+
+
+Structure = Plain | Conditioned | ClassAware | Coupled | Dual | Decoupled | Baked

@@ -16,7 +16,7 @@ from vlp_deploy.errors import ModelError
 from vlp_deploy.formats.architecture import ClipConfig, TextTower, VisionTower
 
 Floats = NDArray[np.float32]
-IMAGE_TOWER = "visual."  # in front of its tensors' names
+IMAGE_TOWER, TEXT_TOWER = "visual.", "text."  # in front of their tensors' names
 FLOAT_TYPES = ("F32", "F16", "F64", "BF16")  # in safetensors' words
 
 
@@ -28,7 +28,7 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
     """
     try:
         with safe_open(path, framework="numpy") as file:
-            stored = {plain_name(name): name for name in list(file.keys())}
+            stored = {plain_name(name, config): name for name in list(file.keys())}
             slices = {name: file.get_slice(key) for name, key in stored.items()}
             shapes = {name: tuple(found.get_shape()) for name, found in slices.items()}
             types = {name: found.get_dtype() for name, found in slices.items()}
@@ -50,20 +50,22 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
     return {name: found[name].astype(np.float32) for name in wanted}
 
 
-def plain_name(name: str) -> str:
+def plain_name(name: str, config: ClipConfig) -> str:
     """A tensor's name in open_clip's `CLIP`; its `CustomTextCLIP` has `text.` in front of some."""
-    return name.removeprefix("text.")
+    return name.removeprefix(TEXT_TOWER) if config.text.options is None else name
 
 
 def wanted_names(config: ClipConfig, floats: Iterable[str]) -> list[str]:
     """Which of a file's floating-point tensors make the model.
 
-    Of an image tower that is no plain ViT that is every one; PyTorch's own module knows them.
+    Of towers that are neither a plain ViT nor CLIP's text tower that is every one; open_clip's
+    modules know them.
     """
     expected = list(expected_shapes(config))
     if config.other is None:
         return expected
-    return expected + [name for name in floats if name.startswith(IMAGE_TOWER)]
+    other = (IMAGE_TOWER, *(() if config.text.options is None else (TEXT_TOWER, "logit_bias")))
+    return expected + [name for name in floats if name.startswith(other)]
 
 
 def _check_types(types: Mapping[str, str], path: Path) -> None:
@@ -113,9 +115,12 @@ def fingerprint(weights: Mapping[str, Floats]) -> str:
 def expected_shapes(config: ClipConfig) -> dict[str, tuple[int, ...]]:
     """Name → shape of the model's tensors, in open_clip's naming.
 
-    Those of an image tower that is no plain ViT are not among them.
+    Those of an image tower that is no plain ViT, and of a text tower that is not CLIP's, are not
+    among them.
     """
     text, joint = config.text, config.embed_dim
+    if text.options is not None:
+        return {"logit_scale": ()}
     vit = config.vit
     shapes: dict[str, tuple[int, ...]] = {
         "logit_scale": (),

@@ -159,10 +159,12 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
 
 def check_tower(kind: Kind, config: ClipConfig) -> None:
     """Raise CheckpointError for what belongs to a ViT and is to be imported for another tower."""
-    if config.other is not None and kind not in ANY_IMAGE_TOWER:
+    own_text = config.text.options is None
+    if not own_text or (config.other is not None and kind not in ANY_IMAGE_TOWER):
         raise CheckpointError(
-            f"{ORIGIN[kind]} has a plain ViT as image tower, and --model has "
-            f"{config.image_tower}. Pass the --model it was trained with"
+            f"{ORIGIN[kind]} has CLIP's text tower and a plain ViT as image tower, and --model has "
+            f"{config.image_tower} and {'that' if own_text else 'another'} text tower. "
+            "Pass the --model it was trained with"
         )
 
 

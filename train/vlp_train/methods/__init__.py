@@ -82,6 +82,12 @@ def method_entry(name: str) -> Entry:
 
 def check_towers(name: str, config: ClipConfig) -> None:
     """Raise TrainingError if a method needs the inside of towers that do not offer it."""
+    if config.text.options is not None and name != "zeroshot":
+        raise TrainingError(
+            f"{name} is for CLIP's own text tower and tokenizer, and this model has others "
+            f"({config.text.options.get('hf_tokenizer_name')}). The method for them is zeroshot. "
+            "Or choose a model such as ViT-B-16-quickgelu"
+        )
     if (config.other is None and config.text.causal) or METHODS[name].any_tower:
         return
     able = ", ".join(method for method, entry in METHODS.items() if entry.any_tower)

@@ -6,6 +6,10 @@ Source: CLIP (arXiv:2103.00020), section 3.1.4.
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
+
+from vlp_deploy.formats.structures import Baked
+from vlp_train.baked import structure_of
 from vlp_train.methods.base import Method, Task, Training, check_templates
 from vlp_train.prompted import Prompts
 
@@ -38,8 +42,12 @@ class ZeroShot(Method):
     learns_image: ClassVar[bool] = False
 
     def __init__(self, config: ZeroShotConfig, task: Task) -> None:
-        super().__init__(task, templates=config.templates)
+        structure = structure_of(task.clip)
+        super().__init__(task, templates=config.templates, structure=structure)
 
     def prompts(self) -> Prompts:
-        """None."""
-        return {}
+        """None; or the classes themselves, where nothing but this model's text tower makes them."""
+        if not isinstance(self.prompted.structure, Baked):
+            return {}
+        with torch.no_grad():
+            return {"class.embeddings": self.prompted.class_features({})}
