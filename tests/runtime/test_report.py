@@ -32,7 +32,7 @@ from vlp_deploy.measuring.records import (
     Stages,
 )
 from vlp_deploy.measuring.timing import Machine, Ratio, latency, spread
-from vlp_deploy.report.charts import frontier
+from vlp_deploy.report.charts import Place, frontier, trade
 from vlp_deploy.report.figure import Figure
 from vlp_deploy.report.labels import PAPER, place_names, text_box
 from vlp_deploy.report.markdown import markdown
@@ -379,6 +379,15 @@ def test_names_beside_points_never_overlap(names: list[tuple[str, tuple[float, f
     assert not any(
         one.grown(-0.1).overlaps(other.grown(-0.1)) for one, other in combinations(boxes, 2)
     )
+
+
+def test_no_axis_promises_more_than_everything() -> None:
+    certain = Interval(value=1, low=0.99, high=1)
+
+    drawn = trade("title", "description", [Place(name="a", x=2.0, interval=certain)])
+
+    assert "100%" in drawn
+    assert "101%" not in drawn
 
 
 @pytest.mark.parametrize("count", [1, 9])

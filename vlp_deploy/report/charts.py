@@ -1,7 +1,7 @@
 """From series of numbers to plots: lines, points with names, bars, and reliability."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 from vlp_deploy.measuring.metrics import Bin, Interval
@@ -65,7 +65,7 @@ def distributions(title: str, description: str, series: Sequence[Series]) -> str
         y_label="share of calls that took no longer",
         y_text=percent_text,
     )
-    marks = [_line(number, each, axes) for number, each in enumerate(series)]
+    marks = [_line(index, each, axes) for index, each in enumerate(series)]
     return axes.draw(title, description, *marks)
 
 
@@ -103,9 +103,10 @@ def trade(title: str, description: str, places: Sequence[Place]) -> str:
     lowest = min(place.interval.low for place in places)
     highest = max(place.interval.high for place in places)
     room = ROOM_FOR_NAMES * (highest - lowest)
+    y = linear((lowest, highest + room), start=BOTTOM, end=TOP)
     axes = Axes(
         x=logarithmic((place.x for place in places), start=LEFT, end=RIGHT),
-        y=linear((lowest, highest + room), start=BOTTOM, end=TOP),
+        y=replace(y, ticks=tuple(tick for tick in y.ticks if tick <= 1)),
         x_label="time of a call, ms (median)",
         y_label="top-1 accuracy, with 95% interval",
         y_text=percent_text,

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 
-from vlp_deploy.measuring.records import BenchReport, ContenderResult, Loop
+from vlp_deploy.measuring.records import BenchReport, ContenderResult, Loop, Stages
 from vlp_deploy.measuring.timing import Latency
 from vlp_deploy.report.charts import Bar, Series, bars, distributions, rates
 from vlp_deploy.report.figure import Figure, Table
@@ -21,7 +21,7 @@ def speed_figures(report: BenchReport) -> Iterator[Figure]:
         if any(loop.kind == kind for c in report.contenders for loop in c.loops):
             yield _loops(report.contenders, kind)
     if report.stages:
-        yield _stages(report)
+        yield _stages(report.stages)
 
 
 def _latency(contenders: Sequence[ContenderResult], batch: int) -> Figure:
@@ -159,9 +159,8 @@ def _asked(loop: Loop) -> str:
     return f"{loop.concurrency} caller{'s' if loop.concurrency > 1 else ''}"
 
 
-def _stages(report: BenchReport) -> Figure:
-    assert report.stages is not None
-    spreads = report.stages.spreads
+def _stages(stages: Stages) -> Figure:
+    spreads = stages.spreads
     total = sum(spread.p50_ms for spread in spreads.values())
     shown = [
         Bar(
@@ -176,7 +175,7 @@ def _stages(report: BenchReport) -> Figure:
     return Figure(
         name="stages",
         title="Where an image's time goes",
-        reading=f"Medians of {report.stages.images} images ({report.stages.source}), each stage by "
+        reading=f"Medians of {stages.images} images ({stages.source}), each stage by "
         f"itself; together {number(total)} ms.",
         plot=bars(shown, head=("stage", "time"), largest=max(bar.value for bar in shown)),
         is_table=True,
