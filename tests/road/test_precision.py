@@ -29,8 +29,12 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
 
 
 def test_int8_of_the_embedded_model_needs_no_images_and_answers_alike(
-    trained: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    trained: tuple[Path, Path],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setenv("COLUMNS", "120")
     data, source = trained
     for precision in ("fp32", "int8"):
         words = ["--output", str(tmp_path / precision), "--precision", precision]

@@ -70,7 +70,7 @@ def _show_bundle(bundle: Bundle) -> None:
         graphs.add_row(role, graph.file, *cells)
     console.print(graphs)
     parity = Table(
-        *("engine", "precision", "batch", "largest difference", "tolerance", "min cosine"),
+        *("engine", "precision", "batch", "max |Δlogit|", "allowed", "min cosine"),
         *("batch cosine", "top-1"),
     )
     for row in manifest.parity:
