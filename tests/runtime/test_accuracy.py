@@ -330,6 +330,21 @@ def test_unknown_images_of_a_known_class_are_refused(
     assert "has 4 classes that the bundle knows" in said
 
 
+def test_an_unreadable_image_is_named_before_anything_is_measured(
+    fake_bundle: Path,
+    colours: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    (colours / "red" / "text.png").write_text("no image")
+    monkeypatch.setattr("vlp_deploy.measuring.bench.measure_contenders", None)  # would raise
+
+    said = refused(fake_bundle, capsys, "--data", colours)
+
+    assert "1 of 13 images cannot be read" in said
+    assert "red/text.png" in said
+
+
 def test_a_bundle_beside_may_name_its_engine() -> None:
     assert bundle_and_engine("x/a@openvino", "onnx") == (Path("x/a"), "openvino")
     assert bundle_and_engine("x/a@b", "onnx") == (Path("x/a@b"), "onnx")

@@ -14,7 +14,7 @@ from rich.progress import Progress
 from vlp_deploy.classes.class_list import name_key, read_class_list
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.data.dataset import Dataset, load_dataset
+from vlp_deploy.data.dataset import Dataset, check_readable, load_dataset
 from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.embedded import default_bundle
 from vlp_deploy.engines import ENGINES
@@ -295,11 +295,13 @@ def _questions(
             )
         return None
     samples = labels_in_bundle(dataset, classifier.classes)
+    strangers = unknown_samples(unknown, classifier.classes) if unknown else ()
+    check_readable([*samples, *strangers])  # rather now than when everything else is measured
     return Questions(
         samples=samples,
         domain=domain_pattern(domain) if domain else None,
         base=_base(base, classifier, {classifier.classes[s.label] for s in samples}),
-        strangers=unknown_samples(unknown, classifier.classes) if unknown else (),
+        strangers=strangers,
         transfer=[load_dataset(path) for path in transfer or ()],
     )
 
