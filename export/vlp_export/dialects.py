@@ -173,8 +173,8 @@ def _read(graph: GraphBuilder, scores: Value, values: Value) -> Value:
 PORTABLE = Dialect(opset=18, attend=decomposed)
 FUSED = Dialect(opset=23, attend=one_operator)
 
-# By engine. TensorRT for RTX 1.7 was to gain from the operator and does not: it finds attention in
-# products and a softmax and fuses the same layers. As an operator it refuses `softmax_precision`,
+# By engine. No processor's engine is faster with the operator, see benchmarks/bench_dialects.py.
+# TensorRT for RTX 1.7 finds attention in products and a softmax and fuses the same layers. As an operator it refuses `softmax_precision`,
 # and of one image in float32, 17 tokens and heads of 32, the builder fails.
 DIALECTS = {
     "onnx": PORTABLE,
