@@ -174,8 +174,9 @@ PORTABLE = Dialect(opset=18, attend=decomposed)
 FUSED = Dialect(opset=23, attend=one_operator)
 
 # By engine. No processor's engine is faster with the operator, see benchmarks/bench_dialects.py.
-# TensorRT for RTX 1.7 finds attention in products and a softmax and fuses the same layers. As an operator it refuses `softmax_precision`,
-# and of one image in float32, 17 tokens and heads of 32, the builder fails.
+# TensorRT for RTX 1.7 finds attention in products and a softmax and fuses the same layers; as an
+# operator it refuses `softmax_precision`, and of one image in float32, 17 tokens and heads of 32,
+# its builder fails.
 DIALECTS = {
     "onnx": PORTABLE,
     "openvino": PORTABLE,
