@@ -306,6 +306,15 @@ def test_classes_of_the_bundle_are_base_where_the_data_has_others(
     assert (both.base.classes, both.new.classes) == (2, 3)
 
 
+def test_one_class_more_makes_no_halves(fake_bundle: Path, tmp_path: Path) -> None:
+    mixed = class_folders(tmp_path / "mixed", ("red", "blue", "cat"))
+
+    report = bench(fake_bundle, tmp_path / "report", "--data", mixed, "--data-classes")
+
+    assert report.findings is not None
+    assert report.findings.base_to_new is None
+
+
 def test_a_half_of_one_class_is_refused(
     fake_bundle: Path, colours: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -312,8 +312,8 @@ def _base(file: Path | None, classifier: Classifier, labelled: Set[str]) -> tupl
         return tuple(synonyms[0] for synonyms in read_class_list(file))
     own = classifier.bundle.manifest.classes
     known = {name_key(name) for name in own}
-    shared = {name_key(name) for name in labelled} & known
-    return own if shared and len(shared) < len(labelled) else ()
+    base = len({name_key(name) for name in labelled} & known)
+    return own if min(base, len(labelled) - base) >= 2 else ()  # one class has nothing to tell
 
 
 def _with_kind(result: ContenderResult, contender: Contender) -> ContenderResult:
