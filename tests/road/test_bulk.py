@@ -143,7 +143,7 @@ def kill_classify(folder: Path, times: int, outputs: list[list[str]]) -> int:
     hits = 0
     for number, names in enumerate(outputs):
         # the first with the embedded bundle, so that sums are rounded as an engine rounds them
-        bundle = ["--bundle", folder / "bundle"] if number else []
+        bundle = ["--bundle", folder / "bundle"] if number else ["--engine", "onnx"]
         command = ["classify", *inputs, *bundle]
         whole, killed = folder / f"whole-{number}", folder / f"killed-{number}"
         first, *rest = names

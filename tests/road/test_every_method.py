@@ -105,7 +105,7 @@ def test_every_method_has_a_case() -> None:
 def test_no_answer_depends_on_the_other_images(
     name: str, seed: int, bundles: dict[str, Path]
 ) -> None:
-    classifier, pixels = Classifier.load(bundles[name]), pictures(seed)
+    classifier, pixels = Classifier.load(bundles[name], "onnx"), pictures(seed)
     alone = np.concatenate([classifier.logits(pixel[None]) for pixel in pixels])
     cut = int(np.random.default_rng(seed).integers(1, len(pixels)))
 
@@ -121,7 +121,7 @@ def test_no_answer_depends_on_the_other_images(
 def test_new_classes_are_served_or_refused_with_the_reason(
     name: str, bundles: dict[str, Path]
 ) -> None:
-    classifier = Classifier.load(bundles[name])
+    classifier = Classifier.load(bundles[name], "onnx")
     if not CASES[name].new_classes:
         with pytest.raises(VlpError, match="context of its own"):
             classifier.with_classes(NEW)
@@ -138,7 +138,7 @@ def test_new_classes_are_served_or_refused_with_the_reason(
 def test_training_classes_given_as_new_ones_get_the_same_answers(
     name: str, bundles: dict[str, Path]
 ) -> None:
-    classifier, pixels = Classifier.load(bundles[name]), pictures(3)
+    classifier, pixels = Classifier.load(bundles[name], "onnx"), pictures(3)
 
     again = classifier.with_classes(classifier.classes)
 
@@ -148,7 +148,7 @@ def test_training_classes_given_as_new_ones_get_the_same_answers(
 
 
 def test_a_small_dpt_says_how_many_classes_it_takes(bundles: dict[str, Path]) -> None:
-    classifier = Classifier.load(bundles["dpt-small"])
+    classifier = Classifier.load(bundles["dpt-small"], "onnx")
 
     with pytest.raises(VlpError, match="10 classes"):
         classifier.with_classes([f"thing number {index}" for index in range(11)])
