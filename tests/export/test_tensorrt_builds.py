@@ -10,16 +10,18 @@ import numpy as np
 import onnx_ir as ir
 import pytest
 
+from tests.export.test_precision import STRUCTURES
 from vlp_deploy.engines.tensorrt import TensorRtRtxEngine, deserialised
 from vlp_deploy.engines.tensorrt.builder import BuildReport, BuildRequest, build_plan
 from vlp_deploy.engines.tensorrt.cuda import first_gpu
 from vlp_deploy.engines.tensorrt.messages import message_logger
-from vlp_deploy.engines.tensorrt.profiles import Ranges
+from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
 from vlp_deploy.errors import EngineError, MissingDeviceError
 from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_deploy.formats.weights import Floats, expected_shapes
 from vlp_export.dialects import DIALECTS
 from vlp_export.graph import to_bytes
+from vlp_export.graphs import GraphFile
 from vlp_export.image_graph import write_image_graph
 from vlp_export.quantised import FP8, SIGNED, quantised
 from vlp_export.ranges import Range, activation, large_products
@@ -130,6 +132,17 @@ def test_a_text_graph_with_four_open_sizes_is_built(tmp_path: Path) -> None:
     assert report.inputs["prompts"] == (1, "m", 128)
     assert [set(profile) for profile in report.profiles] == [{"N", "L", "m"}]
     assert timings.stat().st_size > 0  # as TensorRT proper would keep them
+
+
+@pytest.mark.parametrize("structure", sorted(STRUCTURES))
+def test_the_image_graph_of_every_structure_is_built(structure: str, tmp_path: Path) -> None:
+    model = STRUCTURES[structure](DIALECT).model
+    (single, *_) = default_profiles(GraphFile.of("image", model).symbols)
+
+    report = build(model, tmp_path, (single,))
+
+    assert report.inputs["image"] == ("B", 3, 32, 32)
+    assert sum(report.layers.values()) < report.network_layers / 2
 
 
 def test_vit_b_16_in_float16_has_all_its_attention_fused(tmp_path: Path) -> None:
