@@ -19,10 +19,7 @@ from vlp_deploy.errors import BundleError, EngineError, MissingExtraError
 from vlp_deploy.files import sha256_of, write_atomic
 from vlp_deploy.formats.sealed import CHECKSUMS, SealedFolder, seal_sums
 
-# What it computes in where a graph leaves the choice. By default processors with bfloat16 units use
-# them, and answers would change from machine to machine.
-HINTS = {"bf16": "bf16"}
-FLOAT32 = "f32"
+FLOAT32, BFLOAT16 = "f32", "bf16"  # what OpenVINO calls them
 
 
 class OpenVinoEngine(Engine):
@@ -47,8 +44,10 @@ class OpenVinoEngine(Engine):
             )
         refuse_external_data(graph)
         core = runtime.Core()
-        hint = HINTS.get(options.precision, FLOAT32)
-        if hint == "bf16" and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        # By default processors with bfloat16 units would use them for float32 graphs, and answers
+        # would change from machine to machine.
+        hint = BFLOAT16 if options.precision == "bf16" else FLOAT32
+        if hint == BFLOAT16 and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             warnings.warn(
                 "this processor has no bfloat16 units (AVX512_BF16 or AMX), so OpenVINO computes "
                 "this bf16 bundle in float32, no faster than an fp32 one",
