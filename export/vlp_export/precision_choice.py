@@ -32,6 +32,7 @@ PRECISIONS: tuple[Precision, ...] = get_args(Precision)
 MOST_IMAGES = 512  # that `auto` measures on
 TIMED_BATCHES = (1, 8)
 TIMED_SECONDS = 2.0  # a batch size
+LEAST_GAIN = 1.05  # times the speed of float32; less may be noise
 NOT_HERE = ("tensorrt", "tensorrt-rtx")  # engines whose speed shows on the target's GPU only
 
 Floats = NDArray[np.float32]
@@ -196,7 +197,7 @@ def _refusal(trial: Trial, budget: Budget) -> str:
         return f"agrees with fp32 on {trial.agreement:.2f} %, wanted are {budget.agreement:g} %"
     if trial.accuracy_loss is not None and trial.accuracy_loss > budget.accuracy_loss:
         return f"loses {trial.accuracy_loss:.2f} points, allowed are {budget.accuracy_loss:g}"
-    return "" if trial.slowest > 1 else "is no faster than fp32"
+    return "" if trial.slowest >= LEAST_GAIN else "is no faster than fp32"
 
 
 def _recorded(contents: BundleContents, record: dict[str, Any]) -> BundleContents:

@@ -30,7 +30,7 @@ class Rewriter:
         yield from list(self._graph)
 
     def require_opset(self, least: int) -> None:
-        """Write in a newer opset if the graph's is older; the operators here mean the same in it."""
+        """Write in a newer opset if the graph's is older; operators here mean the same in it."""
         opsets = self._graph.opset_imports
         opsets[""] = max(opsets[""], least)
 
