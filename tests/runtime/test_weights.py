@@ -2,7 +2,9 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -10,7 +12,13 @@ from safetensors.numpy import save_file
 
 from vlp_deploy.errors import ModelError
 from vlp_deploy.formats.architecture import ClipConfig, TextTower, VisionTower
-from vlp_deploy.formats.weights import Floats, expected_shapes, fingerprint, load_weights
+from vlp_deploy.formats.weights import (
+    Floats,
+    expected_shapes,
+    fingerprint,
+    load_weights,
+    plain_name,
+)
 
 CONFIG = ClipConfig(
     embed_dim=4,
@@ -101,3 +109,20 @@ def test_a_fingerprint_changes_with_a_value_a_name_and_a_shape() -> None:
     others = [{"b": one["a"]}, {"a": one["a"].T}, {"a": one["a"] + 1}]
 
     assert len({fingerprint(weights) for weights in (one, *others)}) == 4
+
+
+@pytest.mark.parametrize(
+    ("options", "names"),
+    [
+        (None, ["visual.proj", "ln_final.bias", "ln_final.bias", "logit_bias"]),
+        ({}, ["visual.proj", "text.ln_final.bias", "text.ln_final.bias", "logit_bias"]),
+    ],
+)
+def test_names_are_the_same_for_both_of_open_clips_classes(
+    options: dict[str, Any] | None, names: list[str]
+) -> None:
+    text = msgspec.structs.replace(CONFIG.text, options=options)
+    config = msgspec.structs.replace(CONFIG, text=text)
+    given = ["visual.proj", "ln_final.bias", "text.ln_final.bias", "logit_bias"]
+
+    assert [plain_name(name, config) for name in given] == names

@@ -179,7 +179,7 @@ def test_official_checkpoints_on_a_resnet_are_imported(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     tensors = {IMAGE_GRAPH: np.frombuffer(graphs("resnet"), np.uint8)}
-    monkeypatch.setattr(road, "image_graph", lambda clip, preprocessing: tensors)
+    monkeypatch.setattr(road, "image_graph", lambda clip, preprocessing, tell: tensors)
     folder = official.run_folder(tmp_path / "rn50_ep50", official_coop(models["resnet"]))
     names = ["--model", models["resnet"].model, "--pretrained", models["resnet"].pretrained]
 

@@ -51,8 +51,14 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
 
 
 def plain_name(name: str, config: ClipConfig) -> str:
-    """A tensor's name in open_clip's `CLIP`; its `CustomTextCLIP` has `text.` in front of some."""
-    return name.removeprefix(TEXT_TOWER) if config.text.options is None else name
+    """A tensor's name, the same for open_clip's `CLIP` and `CustomTextCLIP`.
+
+    The latter has `text.` in front of the text tower's, as we have where that is not CLIP's.
+    """
+    bare = name.removeprefix(TEXT_TOWER)
+    if config.text.options is None or name.startswith((IMAGE_TOWER, "logit_")):
+        return bare
+    return f"{TEXT_TOWER}{bare}"
 
 
 def wanted_names(config: ClipConfig, floats: Iterable[str]) -> list[str]:

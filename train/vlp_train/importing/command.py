@@ -1,6 +1,7 @@
 """`vlp import`: from the command line to a prompt checkpoint, telling what was recognised."""
 
 import shlex
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
@@ -86,7 +87,7 @@ def import_checkpoint(
         options=parse_options(option or []),
         images=images,
     )
-    checkpoint, conversion = imported(request)
+    checkpoint, conversion = imported(request, lambda text: print(text, file=sys.stderr))
     checkpoint.save(output)
     for line in summary(conversion):
         print(line)

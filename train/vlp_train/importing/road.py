@@ -135,8 +135,13 @@ def convert(request: ImportRequest) -> Conversion:
     )
 
 
-def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
-    """The checkpoint, with the answers of the un-folded forward pass to eight images."""
+def imported(
+    request: ImportRequest, tell: Callable[[str], None] = lambda _: None
+) -> tuple[PromptCheckpoint, Conversion]:
+    """The checkpoint, with the answers of the un-folded forward pass to eight images.
+
+    What takes long is told.
+    """
     conversion = convert(request)
     header = conversion.header
     prompted = prompted_clip(header, conversion.clip, header.class_names)
@@ -153,7 +158,7 @@ def imported(request: ImportRequest) -> tuple[PromptCheckpoint, Conversion]:
     )
     tensors = {name: value.numpy() for name, value in prompts.items()}
     tensors |= references(prompted, prompts, pixels)
-    tensors |= image_graph(conversion.clip, header.preprocessing)
+    tensors |= image_graph(conversion.clip, header.preprocessing, tell)
     return PromptCheckpoint(header=header, tensors=tensors), conversion
 
 
