@@ -76,10 +76,9 @@ def image_graph(config: ClipConfig, precision: str) -> ir.Model:
     if precision in ("fp16", "bf16"):
         return typed(model, precision)
     if precision in ("int8", "fp8"):
-        low, high = np.full(8, -3, np.float32), np.full(8, 3, np.float32)
-        ranges = {
-            str(activation(node).name): Range(low=low, high=high) for node in large_products(model)
-        }
+        three, one = np.full(8, 3, np.float32), np.ones(8, np.float32)
+        seen = Range(low=-three, high=three, power=one, rows=1)
+        ranges = {str(activation(node).name): seen for node in large_products(model)}
         return quantised(model, ranges, {"int8": SIGNED, "fp8": FP8}[precision])
     return model
 
