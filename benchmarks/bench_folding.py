@@ -36,9 +36,7 @@ RESULTS = Path(__file__).parent / "results" / "folding.jsonl"
 VIT_B_16 = ClipConfig(
     embed_dim=512,
     quick_gelu=True,
-    vit=VisionTower(
-        image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072
-    ),
+    vit=VisionTower(image_size=224, patch_size=16, width=768, layers=12, heads=12, mlp_width=3072),
     text=TextTower(
         context_length=77, vocab_size=8, width=64, layers=1, heads=1, mlp_width=64
     ),  # not run here
