@@ -19,6 +19,7 @@ from vlp_deploy.bulk.items import Input
 from vlp_deploy.bulk.pipeline import batched
 from vlp_deploy.bulk.reading import READ_THREADS, Picture, read_pictures
 from vlp_deploy.classes.class_list import refuse_duplicates
+from vlp_deploy.classes.coupled import filled, fixed_batch
 from vlp_deploy.classes.towers import Towers
 from vlp_deploy.engine_choice import load_towers
 from vlp_deploy.engines.base import EngineOptions
@@ -229,11 +230,7 @@ class Classifier:
 
     def _answers(self, batch: Sequence[Picture | Failure], question: Question) -> Iterator[Answer]:
         readable = [read.pixels for read in batch if isinstance(read, Picture)]
-        rows = iter(
-            zip(*self._towers.run_image(np.stack(readable), self._bank), strict=True)
-            if readable
-            else ()
-        )
+        rows = self._rows(np.stack(readable), question) if readable else iter(())
         for read in batch:
             if isinstance(read, Failure):
                 yield read
@@ -241,6 +238,13 @@ class Classifier:
                 embedding, logits = next(rows)
                 answer = self._prediction(read.name, logits, question)
                 yield replace(answer, embedding=embedding) if question.with_embeddings else answer
+
+    def _rows(self, pixels: Pixels, question: Question) -> Iterator[tuple[Floats, Floats]]:
+        """Embedding (D,) and logits (K,) of each image, and perhaps more rows behind them."""
+        fixed = fixed_batch(self.bundle.manifest.structure)
+        if fixed == question.batch_size:  # else it is refused: whoever asks has to know
+            pixels = filled(pixels, fixed)
+        return zip(*self._towers.run_image(pixels, self._bank), strict=True)
 
     def answer(self, logits: Floats, question: Question = DEFAULT_QUESTION) -> Prediction:
         """What logits (K,) say of an image."""

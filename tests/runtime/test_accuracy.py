@@ -188,21 +188,21 @@ def test_unknown_images_are_counted_at_every_threshold() -> None:
 
 
 def test_labels_are_counted_in_the_bundles_classes() -> None:
-    samples = labels_in_bundle(dataset("green", "red"), ["red", "blue", "green"])
+    samples = labels_in_bundle(dataset("green", "red"), ["red", "blue", "green"], advice="")
 
     assert [sample.label for sample in samples] == [2, 0]
 
 
 def test_classes_that_the_bundle_lacks_are_named() -> None:
     with pytest.raises(DataError, match=r"2 classes .* first 'cat'.*--data-classes"):
-        labels_in_bundle(dataset("cat", "red", "dog"), ["red"])
+        labels_in_bundle(dataset("cat", "red", "dog"), ["red"], advice="Add --data-classes")
 
 
 def test_data_without_test_images_is_refused() -> None:
     empty = Dataset(class_names=("red", "blue"), splits={"test": ()}, source=Path("data"))
 
     with pytest.raises(DataError, match="no image in its test split"):
-        labels_in_bundle(empty, ["red", "blue"])
+        labels_in_bundle(empty, ["red", "blue"], advice="")
 
 
 class SeesItsBatch:

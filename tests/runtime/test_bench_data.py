@@ -1,5 +1,7 @@
 """`vlp bench` with loops and stages asked for, and with labelled images that cannot be used."""
 
+import math
+import os
 from pathlib import Path
 
 import msgspec
@@ -8,6 +10,7 @@ from PIL import Image
 
 from vlp_deploy import cli
 from vlp_deploy.commands.bench import REPORT_FILE
+from vlp_deploy.measuring.compare import load_report
 from vlp_deploy.measuring.records import STAGES, BenchReport
 
 
@@ -138,3 +141,61 @@ def test_options_are_checked_before_anything_is_measured(
 
     assert bench(fake_bundle, *words) == 1
     assert reason in capsys.readouterr().err
+
+
+def test_questions_that_cannot_be_answered_are_told_before_anything_is_measured(
+    fake_bundle: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("vlp_deploy.measuring.bench.measure_contenders", None)
+    for name in ("data/red", "data/green", "other/cat", "other/dog"):
+        picture(tmp_path / name / "1.png")
+    (tmp_path / "other" / "dog" / "2.png").write_text("no picture")
+    (tmp_path / "base.txt").write_text("red\nblue\n")
+    questions = {
+        ("--domain", "x(y)"): "finds no domain",
+        ("--base-classes", tmp_path / "base.txt"): "have 1 base classes",
+        ("--transfer", tmp_path / "other"): "2.png",
+    }
+
+    for words, complaint in questions.items():
+        assert bench(fake_bundle, "--data", tmp_path / "data", *words) == 1
+        assert complaint in capsys.readouterr().err
+
+
+def test_images_whose_names_are_not_utf8_are_in_the_report(
+    fake_bundle: Path, tmp_path: Path
+) -> None:
+    for name in ("red", "green"):  # equal images: one of them is wrong
+        picture(tmp_path / "data" / name / "1.png")
+        (tmp_path / "data" / name / "1.png").rename(
+            tmp_path / "data" / name / os.fsdecode(b"\xe9.png")
+        )
+    report = tmp_path / "report"
+
+    words = ["--data", tmp_path / "data", "--concurrency", "", "--output", report]
+    assert bench(fake_bundle, *words) == 0
+
+    found = load_report(report / REPORT_FILE).findings
+    assert found is not None
+    assert found.mistakes[0].truth_example.endswith("?.png")
+    assert "data:image/jpeg" in (report / "report.html").read_text()
+
+
+def test_each_bundle_has_probabilities_at_its_own_temperature(
+    fake_bundle: Path, changed_bundle, tmp_path: Path
+) -> None:
+    for name in ("red", "green"):
+        picture(tmp_path / "data" / name / "1.png")
+    calm, report = changed_bundle(temperature=1000.0), tmp_path / "report"
+
+    words = ["--data", tmp_path / "data", "--concurrency", "", "--output", report]
+    assert bench(fake_bundle, *words, "--beside", calm) == 0
+
+    ours, theirs = (result.accuracy for result in load_report(report / REPORT_FILE).contenders)
+    assert ours is not None
+    assert theirs is not None
+    assert theirs.nll == pytest.approx(math.log(4), abs=0.1)  # as if nothing were known
+    assert abs(ours.nll - theirs.nll) > 0.1

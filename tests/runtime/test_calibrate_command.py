@@ -12,6 +12,7 @@ from vlp_deploy import Classifier, Prediction, cli
 from vlp_deploy.commands.calibrate import fit, halves
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.formats.sealed import CHECKSUMS
+from vlp_deploy.formats.structures import Coupled
 
 CLASSES = ("red", "green", "blue", "grey")
 
@@ -67,9 +68,14 @@ def test_copy_differs_in_what_was_fitted_only(
     assert f"temperature {after.manifest.temperature:.4g}" in capsys.readouterr().out
 
 
-def test_unknown_images_may_lie_in_one_folder(fake_bundle: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("within", ["red", "."])  # a folder's own name is no class's
+def test_unknown_images_may_lie_in_one_folder(
+    within: str, fake_bundle: Path, tmp_path: Path
+) -> None:
     data = write_answered(tmp_path / "data", fake_bundle, 60)
-    unknown = write_pictures(tmp_path, {"unknown": 60}, seed=1) / "unknown"
+    name = "red" if within == "red" else "other"
+    unknown = write_pictures(tmp_path / "unknown", {name: 60}, seed=1) / within
+    (unknown / ".hidden.png").write_bytes(b"no picture")
 
     code = calibrate(fake_bundle, data, "--unknown", unknown, "--output", tmp_path / "new")
 
@@ -85,7 +91,10 @@ def test_unknown_images_may_lie_in_one_folder(fake_bundle: Path, tmp_path: Path)
         ({"red": 1}, "has one class only, 'red'"),
         (dict.fromkeys(CLASSES, 1), "has 4 images to calibrate with; at least 20"),
         ({"red": 20, "blue": 20, "green": 0}, "green holds no images"),
-        ({"red": 30, "cat": 30}, "1 classes that the bundle does not know, first 'cat'"),
+        (
+            {"red": 30, "cat": 30},
+            "1 classes that the bundle does not know, first 'cat'; the bundle has 4. Leave those",
+        ),
         (dict.fromkeys(CLASSES, 9), "no temperature fits"),  # noise
     ],
 )
@@ -121,7 +130,7 @@ def test_image_that_cannot_be_read_is_named(
     [
         ({"red": 9, "cat": 9}, "1 classes that the bundle knows, first 'red'"),
         ({"_RED": 9, "cat": 9}, "1 classes that the bundle knows"),
-        ({"cat": 5, "dog": 4}, "5 unknown images cannot tell"),
+        ({"cat": 5, "dog": 4}, "5 unknown images to fit to cannot tell"),
     ],
 )
 def test_unknown_images_that_cannot_be_fitted_to_say_why(
@@ -138,6 +147,42 @@ def test_unknown_images_that_cannot_be_fitted_to_say_why(
 
     assert code == 1
     assert complaint in capsys.readouterr().err
+
+
+def test_unknown_folder_that_cannot_be_understood_is_told(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = write_answered(tmp_path / "data", fake_bundle, 60)
+    (tmp_path / "empty").mkdir()
+    mixed = write_pictures(tmp_path / "mixed", {"cat": 1})
+    Image.new("RGB", (9, 9)).save(mixed / "dog.png")
+
+    for unknown, complaint in ((tmp_path / "empty", "no images"), (mixed, "beside folders")):
+        assert calibrate(fake_bundle, data, "--unknown", unknown, "--output", tmp_path / "n") == 1
+        assert complaint in capsys.readouterr().err
+
+
+def test_a_bundle_of_a_fixed_batch_is_calibrated(fake_bundle: Path, changed_bundle, tmp_path: Path):
+    data = write_answered(tmp_path / "data", fake_bundle, 61)
+    fixed = changed_bundle(structure=Coupled(depth=1, context="batch", batch_size=8))
+
+    assert calibrate(fake_bundle, data, "--output", tmp_path / "a") == 0
+    assert calibrate(fixed, data, "--output", tmp_path / "b") == 0
+
+    found = [Bundle(tmp_path / name).manifest.temperature for name in "ab"]
+    assert found[0] == pytest.approx(found[1], rel=1e-4)  # the fake engine sees each image alone
+
+
+def test_calibrated_again_is_compared_with_what_there_was(
+    fake_bundle: Path, tmp_path: Path
+) -> None:
+    data = write_answered(tmp_path / "data", fake_bundle, 60)
+
+    assert calibrate(fake_bundle, data, "--output", tmp_path / "once") == 0
+    assert calibrate(tmp_path / "once", data, "--output", tmp_path / "twice") == 0
+
+    held_out = Bundle(tmp_path / "twice").manifest.history[-1]["held_out"]
+    assert held_out["ece_before"] == held_out["ece_after"]
 
 
 def test_thresholds_for_each_class_need_images_of_each(

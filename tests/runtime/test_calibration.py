@@ -70,7 +70,7 @@ def test_ties_do_not_pass_the_threshold() -> None:
 @pytest.mark.parametrize(
     ("known", "unknown", "complaint"),
     [
-        (np.array([0.9]), np.full(10, 0.5), "10 unknown images cannot tell.*at least 19"),
+        (np.array([0.9]), np.full(10, 0.5), "10 unknown images to fit to cannot tell.*at least 19"),
         (np.array([0.4]), np.full(100, 0.5), "would reject every image"),
     ],
 )

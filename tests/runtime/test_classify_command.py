@@ -151,6 +151,24 @@ def test_answers_that_depend_on_the_batch_come_with_a_warning(
     assert b"depends on the 2 other images of its batch" in done.stderr
 
 
+def test_a_fixed_batch_is_filled_where_images_lack(
+    classify, images: Path, fake_bundle: Path, changed_bundle
+) -> None:
+    Image.new("RGB", (20, 30), "grey").save(images / "3.png")
+    (images / "4.png").write_bytes(b"no picture")
+    coupled = changed_bundle(structure=Coupled(depth=1, context="batch", batch_size=3))
+
+    done, each = (
+        classify(images, "--bundle", bundle, "--format", "jsonl")
+        for bundle in (coupled, fake_bundle)
+    )
+
+    assert done.returncode == each.returncode == 1  # the last is no picture
+    for found, expected in zip(records(done.stdout), records(each.stdout), strict=True):
+        assert found.get("label") == expected.get("label")
+        assert found.get("error") == expected.get("error")
+
+
 @pytest.mark.parametrize("name", ["out.jsonl", "out.csv", "out.parquet", "out.txt"])
 def test_output_is_written_in_the_format_of_its_name(
     classify, images: Path, fake_bundle: Path, tmp_path: Path, name: str

@@ -21,6 +21,11 @@ def fixed_batch(structure: Structure) -> int | None:
     return structure.batch_size if isinstance(structure, Coupled) else None
 
 
+def filled(pixels: NDArray[np.uint8], batch: int | None) -> NDArray[np.uint8]:
+    """Images (n, 3, S, S) and, up to a `batch`, the same again: the last ones may be too few."""
+    return pixels if batch is None else np.resize(pixels, (batch, *pixels.shape[1:]))
+
+
 def check_batch(structure: Structure, images: int) -> None:
     """Raise BundleError unless this many images can be answered together."""
     batch = fixed_batch(structure)

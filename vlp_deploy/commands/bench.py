@@ -1,5 +1,6 @@
 """`vlp bench`: what a bundle costs and how often it is right, in a table and as JSON."""
 
+import json
 import os
 import tempfile
 from collections.abc import Iterable, Sequence, Set
@@ -14,7 +15,7 @@ from rich.progress import Progress
 from vlp_deploy.classes.class_list import name_key, read_class_list
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.data.dataset import Dataset, check_readable, load_dataset
+from vlp_deploy.data.dataset import Dataset, load_dataset
 from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.embedded import default_bundle
 from vlp_deploy.engines import ENGINES
@@ -27,7 +28,13 @@ from vlp_deploy.measuring.accuracy import domain_pattern
 from vlp_deploy.measuring.compare import compare as compare_reports
 from vlp_deploy.measuring.compare import load_report
 from vlp_deploy.measuring.contender import Contender
-from vlp_deploy.measuring.evaluation import Evaluator, Questions, evaluate, labels_in_bundle
+from vlp_deploy.measuring.evaluation import (
+    Evaluator,
+    Questions,
+    check_answerable,
+    evaluate,
+    labels_in_bundle,
+)
 from vlp_deploy.measuring.gemm import measure_gemm
 from vlp_deploy.measuring.loops import LoopPlan, with_loops
 from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, GemmRate, Stages
@@ -294,16 +301,18 @@ def _questions(
                 "labelled images. Give some with --data"
             )
         return None
-    samples = labels_in_bundle(dataset, classifier.classes)
+    advice = "Add --data-classes to classify into the classes of the data instead"
+    samples = labels_in_bundle(dataset, classifier.classes, advice=advice)
     strangers = unknown_samples(unknown, classifier.classes) if unknown else ()
-    check_readable([*samples, *strangers])  # rather now than when everything else is measured
-    return Questions(
+    questions = Questions(
         samples=samples,
         domain=domain_pattern(domain) if domain else None,
         base=_base(base, classifier, {classifier.classes[s.label] for s in samples}),
         strangers=strangers,
         transfer=[load_dataset(path) for path in transfer or ()],
     )
+    check_answerable(questions, classifier)
+    return questions
 
 
 def _base(file: Path | None, classifier: Classifier, labelled: Set[str]) -> tuple[str, ...]:
@@ -331,7 +340,8 @@ def show(parts: Iterable[Shown]) -> None:
 
 
 def _write(record: Record, path: Path) -> None:
-    write_atomic(path, msgspec.json.format(msgspec.json.encode(record), indent=2) + b"\n")
+    text = json.dumps(msgspec.to_builtins(record), indent=2, ensure_ascii=False)
+    write_atomic(path, text.encode("utf-8", "replace") + b"\n")  # a path may not be UTF-8
 
 
 def _compare(pair: tuple[Path, Path], output: Path | None) -> None:

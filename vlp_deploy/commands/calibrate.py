@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
+from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.data.dataset import Sample, load_dataset
 from vlp_deploy.data.strangers import unknown_samples
@@ -130,7 +131,8 @@ def calibrate(
     opened = Bundle(bundle)
     dataset = load_dataset(data)
     classifier = Classifier.load(bundle, engine=engine)
-    samples = labels_in_bundle(dataset, classifier.classes)
+    advice = "Leave those images out, or give them to --unknown"
+    samples = labels_in_bundle(dataset, classifier.classes, advice=advice)
     _check_enough(samples, data)
     strangers = unknown_samples(unknown, classifier.classes) if unknown else ()
     with Progress(console=Console(stderr=True), transient=True) as bar:
@@ -142,6 +144,7 @@ def calibrate(
                 chosen,
                 opened.manifest.preprocessing,
                 progress=lambda _, n: bar.update(task, advance=n),
+                batch=fixed_batch(opened.manifest.structure),
             )
 
         known_logits = logits_of(samples)
@@ -154,6 +157,7 @@ def calibrate(
         None if unknown_logits is None else (unknown_logits, kinds),
         false_accept=false_accept,
         multi_label=multi_label,
+        before=opened.manifest.temperature,
     )
     write_calibrated(
         opened,
@@ -174,8 +178,12 @@ def fit(
     *,
     false_accept: float,
     multi_label: bool,
+    before: float = 1.0,
 ) -> tuple[Calibration, Report]:
-    """Fit to halves of logits (n, K), labels (n,) and of unknown logits (m, K), kinds (m,)."""
+    """Fit to halves of logits (n, K), labels (n,) and of unknown logits (m, K), kinds (m,).
+
+    `before` is the temperature that there was.
+    """
     use, keep = halves(labels)
     temperature = fit_temperature(logits[use], labels[use])
     rejection = None
@@ -195,7 +203,7 @@ def fit(
     report = Report(
         temperature=temperature,
         fitted_to=len(use),
-        held_out=_held_out(logits[keep], labels[keep], temperature),
+        held_out=_held_out(logits[keep], labels[keep], (before, temperature)),
         rejection=rejection,
         several_labels=several,
     )
@@ -261,9 +269,9 @@ def _several_labels(given: Booleans, labels: Labels) -> SeveralLabels:
     )
 
 
-def _held_out(logits: AnyFloats, labels: Labels, temperature: float) -> HeldOut:
+def _held_out(logits: AnyFloats, labels: Labels, temperatures: tuple[float, float]) -> HeldOut:
     figures = []
-    for each in (1.0, temperature):
+    for each in temperatures:
         log_p = log_probabilities(logits, temperature=each)
         confidence, answers = np.exp(log_p.max(axis=1)), log_p.argmax(axis=1)
         bins = reliability(confidence, answers == labels)
@@ -300,7 +308,8 @@ def _step(report: Report, data: Path, unknown: Path | None) -> dict[str, Any]:
 
 def show(report: Report, output: Path) -> None:
     """Print what was fitted and what the held-out half says of it."""
-    console, held_out = Console(highlight=False), report.held_out
+    console = Console(highlight=False, markup=False, emoji=False)
+    held_out = report.held_out
     console.print(f"temperature {report.temperature:.4g}, fitted to {report.fitted_to} images")
     table = Table(f"on {held_out.images} held-out images", "before", "after")
     table.add_row(

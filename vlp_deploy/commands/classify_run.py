@@ -85,7 +85,11 @@ def _question(request: Request, classifier: Classifier) -> Question:
     """
     if request.question.multi_label:
         _ = classifier.class_thresholds
-    return replace(request.question, reject_below=classifier.reject_below(request.rejection))
+    return replace(
+        request.question,
+        batch_size=fixed_batch(classifier.bundle.manifest.structure) or request.question.batch_size,
+        reject_below=classifier.reject_below(request.rejection),
+    )
 
 
 def _warn(request: Request, loaded: Classifier, names: ClassNames | None) -> None:
@@ -98,7 +102,8 @@ def _warn(request: Request, loaded: Classifier, names: ClassNames | None) -> Non
     if (batch := fixed_batch(manifest.structure)) is not None:
         warnings.append(
             f"every answer depends on the {batch - 1} other images of its batch: this bundle was "
-            "exported with --context batch, to reproduce published numbers"
+            "exported with --context batch, to reproduce published numbers. Where images lack, "
+            "those of the batch are taken again"
         )
     held = [path for path in request.images if holds_images(os.fspath(path))]
     if request.targets.symlink and held:

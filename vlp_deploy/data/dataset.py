@@ -83,7 +83,11 @@ class Dataset:
 
 
 def load_dataset(
-    source: Path, *, image_root: Path | None = None, classnames: Path | None = None
+    source: Path,
+    *,
+    image_root: Path | None = None,
+    classnames: Path | None = None,
+    least_classes: int = 2,
 ) -> Dataset:
     """List a DATA argument; see the module's description for its forms.
 
@@ -92,6 +96,7 @@ def load_dataset(
         image_root: what the paths in a list file are relative to; its own folder by default.
         classnames: a file of lines `folder name`, parted by a tab or else by the first blank or
             comma (CoOp's classnames.txt): the class name for each folder or label.
+        least_classes: with fewer there is nothing to tell apart.
 
     Raises:
         DataError: whatever keeps the data from being used; the message names the file.
@@ -108,6 +113,11 @@ def load_dataset(
     else:
         raise DataError(f"{source} does not exist. Expected a folder of class folders or a list.")
     names = read_classnames(classnames) if classnames else None
+    if len(labels) < least_classes:
+        raise DataError(
+            f"{source} has one class only, {labels[0]!r}: there is nothing to tell apart."
+            " Expected at least two classes."
+        )
     class_names = _class_names(labels, source=source, names=names, names_file=classnames)
     _check_training_covers(splits, class_names, source)
     return Dataset(class_names=class_names, splits=splits, source=source)
@@ -352,11 +362,6 @@ def _class_names(
                 " Add a line for each."
             )
         labels = [names[label] for label in labels]
-    if len(labels) < 2:
-        raise DataError(
-            f"{source} has one class only, {labels[0]!r}: there is nothing to tell apart."
-            " Expected at least two classes."
-        )
     readable: dict[str, str] = {}  # compared form -> label as written
     class_names = []
     for label in labels:

@@ -214,7 +214,7 @@ def by_domain(
     """Hits (n,) by what the pattern's group finds in each path, sorted by name."""
     groups: dict[str, list[int]] = {}
     for index, sample in enumerate(samples):
-        groups.setdefault(_domain(sample.path, domain), []).append(index)
+        groups.setdefault(domain_of(sample.path, domain), []).append(index)
     return tuple(
         share(name, right[indices], [samples[index] for index in indices])
         for name, indices in sorted(groups.items())
@@ -264,7 +264,8 @@ def domain_pattern(text: str) -> re.Pattern[str]:
     return pattern
 
 
-def _domain(path: Path, pattern: re.Pattern[str]) -> str:
+def domain_of(path: Path, pattern: re.Pattern[str]) -> str:
+    """What the pattern's group finds in a path. Raises DataError if that is nothing."""
     if not (found := pattern.search(path.as_posix())) or found[1] is None:
         raise DataError(
             f"--domain {pattern.pattern!r} finds no domain in {path}. Write a group that every "

@@ -71,8 +71,9 @@ def fit_reject_threshold(known: Doubles, unknown: Doubles, *, false_accept: floa
     pass_at_most = int(np.floor(false_accept * (len(unknown) + 1) + 1e-9))  # k
     if pass_at_most < 1:
         raise DataError(
-            f"{len(unknown)} unknown images cannot tell a false-accept rate of {false_accept:.1%}: "
-            f"give at least {int(np.ceil(1 / false_accept - 1))}, or a higher --false-accept"
+            f"{len(unknown)} unknown images to fit to cannot tell a false-accept rate of "
+            f"{false_accept:.1%}: it takes at least {int(np.ceil(1 / false_accept - 1))}. Give "
+            "more (of those given, half or less are fitted to), or a higher --false-accept"
         )
     threshold = float(np.nextafter(np.sort(unknown)[-pass_at_most], np.inf))
     if not (known >= threshold).any():

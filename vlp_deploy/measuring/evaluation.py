@@ -6,6 +6,7 @@ Images are decoded in full, as in training. n labelled images, B batch, K classe
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 
 import msgspec
@@ -13,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.classes.class_list import name_key
-from vlp_deploy.classes.coupled import fixed_batch
+from vlp_deploy.classes.coupled import filled, fixed_batch
 from vlp_deploy.classifier import Classifier
-from vlp_deploy.data.dataset import Dataset, Sample, Subset
+from vlp_deploy.data.dataset import Dataset, Sample, Subset, check_readable
 from vlp_deploy.errors import DataError, VlpError
 from vlp_deploy.formats.architecture import Preprocessing
 from vlp_deploy.formats.bundle import Bundle
@@ -29,6 +30,7 @@ from vlp_deploy.measuring.accuracy import (
     agreement,
     base_to_new,
     confidence,
+    domain_of,
     findings,
     share,
     unknown,
@@ -109,7 +111,11 @@ def evaluate(
     completed = tuple(
         msgspec.structs.replace(
             result,
-            accuracy=accuracy(logits[result.name], labels, temperature=evaluator.temperature),
+            accuracy=accuracy(
+                logits[result.name],
+                labels,
+                temperature=_temperature(contenders[result.name], evaluator.temperature),
+            ),
             agreement=agreement(ours, logits[result.name], labels),
         )
         for result in results
@@ -122,6 +128,13 @@ def evaluate(
         domain=questions.domain,
     )
     return completed, _further(found, classifier, ours, questions, evaluator)
+
+
+def _temperature(contender: Contender, of_the_bundle: float) -> float:
+    """Another bundle's own; a rival, which runs the same bundle, is given that of the bundle."""
+    if isinstance(contender, Classifier):
+        return contender.bundle.manifest.temperature
+    return of_the_bundle
 
 
 def _further(
@@ -154,12 +167,30 @@ def _further(
     )
 
 
-def _base_to_new(classifier: Classifier, questions: Questions, evaluator: Evaluator) -> BaseToNew:
+def check_answerable(questions: Questions, classifier: Classifier) -> None:
+    """Raise at once what would else be found when everything else is measured.
+
+    DataError for images that cannot be read or parted as asked; BundleError if the bundle cannot
+    serve the classes of a part or of other data (what is embedded for that is kept in the cache).
+    """
+    others = [dataset.split("test") for dataset in questions.transfer]
+    check_readable([*questions.samples, *questions.strangers, *chain.from_iterable(others)])
+    if questions.domain:
+        for sample in questions.samples:
+            domain_of(sample.path, questions.domain)
+    if questions.base:
+        for labels in _halves(classifier, questions).values():
+            classifier.with_classes([classifier.classes[label] for label in labels])
+    for dataset in questions.transfer:
+        classifier.with_classes(dataset.class_names)
+
+
+def _halves(classifier: Classifier, questions: Questions) -> dict[Subset, list[int]]:
+    """The labels of base and of new classes. Raises DataError if one of them are too few."""
     base = {name_key(name) for name in questions.base}
     halves: dict[Subset, list[int]] = {"base": [], "new": []}
     for label in sorted({sample.label for sample in questions.samples}):
         halves["base" if name_key(classifier.classes[label]) in base else "new"].append(label)
-    shares = []
     for half, labels in halves.items():
         if len(labels) < 2:
             raise DataError(
@@ -167,6 +198,12 @@ def _base_to_new(classifier: Classifier, questions: Questions, evaluator: Evalua
                 "classified among themselves, so at least 2 of each are needed. Check "
                 "--base-classes"
             )
+    return halves
+
+
+def _base_to_new(classifier: Classifier, questions: Questions, evaluator: Evaluator) -> BaseToNew:
+    shares = []
+    for half, labels in _halves(classifier, questions).items():
         index = {label: number for number, label in enumerate(labels)}
         samples = [
             Sample(path=each.path, label=index[each.label])
@@ -200,8 +237,7 @@ def all_logits(
     for start in range(0, len(samples), size):
         chunk = samples[start : start + size]
         pixels = np.stack([_pixels(s.path, preprocessing) for s in chunk])
-        full = pixels if batch is None else np.resize(pixels, (batch, *pixels.shape[1:]))
-        rows.append(contender.logits(full)[: len(chunk)])
+        rows.append(contender.logits(filled(pixels, batch))[: len(chunk)])
         progress("accuracy", len(chunk))
     return np.concatenate(rows)
 
@@ -213,17 +249,16 @@ def _pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
         raise DataError(f"test image {path}: {error}. Mend or remove it") from error
 
 
-def labels_in_bundle(dataset: Dataset, classes: Sequence[str]) -> list[Sample]:
+def labels_in_bundle(dataset: Dataset, classes: Sequence[str], *, advice: str) -> list[Sample]:
     """The test samples with labels counted in the bundle's `classes`.
 
-    Raises DataError if DATA has classes that the bundle lacks.
+    Raises DataError, with the `advice`, if DATA has classes that the bundle lacks.
     """
     index = {name: number for number, name in enumerate(classes)}
     if strangers := [name for name in dataset.class_names if name not in index]:
         raise DataError(
             f"{dataset.source} has {len(strangers)} classes that the bundle does not know, first "
-            f"{strangers[0]!r}; the bundle has {len(classes)}. Add --data-classes to classify "
-            "into the classes of the data instead"
+            f"{strangers[0]!r}; the bundle has {len(classes)}. {advice}"
         )
     samples = [
         Sample(path=sample.path, label=index[dataset.class_names[sample.label]])
