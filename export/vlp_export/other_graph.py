@@ -69,7 +69,10 @@ def _damaged(found: str) -> str:
 
 
 def _forget_origin(model: ir.Model) -> None:
-    """Drop the lines of code, with their paths, that every node came from."""
+    """Drop the lines of code, with their paths, that every node came from.
+
+    And what is known of values in between: a rewrite in another precision would make it untrue.
+    """
     model.metadata_props.clear()
     model.graph.metadata_props.clear()
     for node in model.graph:
@@ -77,3 +80,4 @@ def _forget_origin(model: ir.Model) -> None:
         node.doc_string = None
         for value in node.outputs:
             value.metadata_props.clear()
+            value.type = value.shape = None

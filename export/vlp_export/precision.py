@@ -119,7 +119,14 @@ def _rewritten(
             "best those of training"
         )
     ranges = image_ranges(model, contents, images[:RANGE_IMAGES])
-    return quantised(*smoothed(model, ranges), target.scheme)
+    lowered = quantised(*smoothed(model, ranges), target.scheme)
+    if not any(node.op_type == "QuantizeLinear" for node in lowered.graph):
+        raise EngineError(
+            f"{target.precision} would change nothing in the {role} graph: it rounds products with "
+            "constant matrices, and here are none that bear it; convolutions stay as they are. "
+            "Choose fp16 or fp32"
+        )
+    return lowered
 
 
 def image_ranges(model: ir.Model, contents: BundleContents, images: Pixels) -> dict[str, Range]:

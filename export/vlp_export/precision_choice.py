@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from vlp_deploy.classes.conditioned import run_in_pieces
 from vlp_deploy.classes.coupled import one_by_one
 from vlp_deploy.engines.support import refuse_unsupported, why_unsupported
+from vlp_deploy.engines.tensorrt import TENSORRT
 from vlp_deploy.errors import EngineError, ParityError
 from vlp_deploy.formats.bundle import BundleContents, Precision
 from vlp_deploy.measuring.timing import paired_ratio, take_turns
@@ -33,7 +34,6 @@ MOST_IMAGES = 512  # that `auto` measures on
 TIMED_BATCHES = (1, 8)
 TIMED_SECONDS = 2.0  # a batch size
 LEAST_GAIN = 1.05  # times the speed of float32; less may be noise
-NOT_HERE = ("tensorrt", "tensorrt-rtx")  # engines whose speed shows on the target's GPU only
 
 Floats = NDArray[np.float32]
 Answer = Callable[[NDArray[np.uint8]], Floats]  # (B, 3, S, S) → logits (B, K)
@@ -65,7 +65,7 @@ class PrecisionChoice:
     def __post_init__(self) -> None:
         if self.precision != AUTO:
             refuse_unsupported(self.engine, self.precision)
-        elif self.engine in NOT_HERE:
+        elif self.engine in TENSORRT:
             raise EngineError(
                 f"--precision auto measures on this machine, and {self.engine} is built on the one "
                 "with the GPU. Choose a precision by name"
@@ -153,7 +153,12 @@ def _measured(
     """Both bundles in the engine that is to serve them: speed by turns, and answers."""
     answers = _answer(contents, target.engine), _answer(lowered, target.engine)
     expected, found = (_all_logits(answer, images.pixels) for answer in answers)
-    speed = {str(batch): _speed(*answers, images.pixels[:batch]) for batch in TIMED_BATCHES}
+    speed = {
+        str(batch): _speed(
+            *answers, np.resize(images.pixels[:batch], (batch, *images.pixels.shape[1:]))
+        )
+        for batch in TIMED_BATCHES
+    }
     agreement = found.argmax(axis=1) == expected.argmax(axis=1)
     known = images.labels != UNKNOWN
     loss = None
@@ -197,7 +202,9 @@ def _refusal(trial: Trial, budget: Budget) -> str:
         return f"agrees with fp32 on {trial.agreement:.2f} %, wanted are {budget.agreement:g} %"
     if trial.accuracy_loss is not None and trial.accuracy_loss > budget.accuracy_loss:
         return f"loses {trial.accuracy_loss:.2f} points, allowed are {budget.accuracy_loss:g}"
-    return "" if trial.slowest >= LEAST_GAIN else "is no faster than fp32"
+    if trial.slowest < LEAST_GAIN:
+        return f"gains less than {100 * (LEAST_GAIN - 1):.0f} % over fp32"
+    return ""
 
 
 def _recorded(contents: BundleContents, record: dict[str, Any]) -> BundleContents:

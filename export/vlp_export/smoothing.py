@@ -72,7 +72,8 @@ def _groups(model: ir.Model) -> list[_Group]:
         gain = node.inputs[1]
         name = "" if gain is None else str(gain.name)
         readers = _readers(node.outputs[0])
-        if not readers or not set(readers) <= large or constant(gain) is None:
+        parameters = [constant(value) is not None for value in node.inputs[1:]]
+        if parameters != [True, True] or not readers or not set(readers) <= large:
             mixed.add(name)
             continue
         group = groups.setdefault(name, _Group())

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 
 import ml_dtypes
 import numpy as np
+import onnx.defs
 import onnx_ir as ir
 
 from vlp_export.exact import exact_nodes
@@ -17,6 +18,7 @@ from vlp_export.graph import Value
 from vlp_export.rewriting import Rewriter, constant, value_types
 
 TYPES = {"fp16": ir.DataType.FLOAT16, "bf16": ir.DataType.BFLOAT16}
+NAMES = {"fp16": "tensor(float16)", "bf16": "tensor(bfloat16)"}
 ARRAYS = {"fp16": np.dtype(np.float16), "bf16": np.dtype(ml_dtypes.bfloat16)}
 
 
@@ -26,11 +28,16 @@ def typed(model: ir.Model, precision: str) -> ir.Model:
     rewriter = Rewriter(model)
     exact = exact_nodes(rewriter.model)
     casts = _Casts(rewriter, precision)
+    opset = model.graph.opset_imports[""]
     for node in rewriter.nodes():
-        low = node not in exact and node.op_type != "Cast"
-        for index, value in enumerate(node.inputs):
-            if value is not None and types[str(value.name)] == ir.DataType.FLOAT:
-                node.replace_input_with(index, casts.of(value, low=low, before=node))
+        floats = [
+            (index, value)
+            for index, value in enumerate(node.inputs)
+            if value is not None and types[str(value.name)] == ir.DataType.FLOAT
+        ]
+        low = bool(floats) and node not in exact and _takes(node, precision, opset)
+        for index, value in floats:
+            node.replace_input_with(index, casts.of(value, low=low, before=node))
         if low and node.op_type == "Attention":
             node.attributes["softmax_precision"] = ir.AttrInt64(
                 "softmax_precision", ir.DataType.FLOAT.value
@@ -38,6 +45,13 @@ def typed(model: ir.Model, precision: str) -> ir.Model:
         if low:
             casts.written_low(node.outputs)
     return rewriter.finished()
+
+
+def _takes(node: ir.Node, precision: str, opset: int) -> bool:
+    """Whether an operator knows `precision`; convolutions learn bfloat16 in opset 22 only."""
+    constraints = onnx.defs.get_schema(node.op_type, opset, "").type_constraints
+    known = any(NAMES[precision] in constraint.allowed_type_strs for constraint in constraints)
+    return known and node.op_type != "Cast"
 
 
 class _Casts:

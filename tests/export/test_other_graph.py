@@ -14,8 +14,10 @@ from vlp_export.flops import sum_flops
 from vlp_export.graph import GraphBuilder, to_bytes
 from vlp_export.graphs import GraphFile
 from vlp_export.other_graph import OTHER_TOWER, write_other_graph
+from vlp_export.rewriting import value_types
 from vlp_export.seen_shapes import shapes_of_a_run
 from vlp_export.session import Session
+from vlp_export.typed import TYPES, emulated, typed
 
 SHAPES = {"image": (1, 3, 4, 4), "class_matrix": (2, 5), "class_bias": (5,)}
 
@@ -55,6 +57,44 @@ def test_the_tower_is_given_a_head() -> None:
     expected = answers["embedding"] @ matrix + bias
     assert np.allclose(answers["logits"], expected, rtol=1e-5)
     assert model.metadata_props[OTHER_TOWER] == "a ResNet"
+
+
+def residual_tower() -> ir.Model:
+    """Three convolutions of 1 x 1, the second around a shortcut; no LayerNorm, as in a ResNet."""
+    random = np.random.default_rng(1)
+    graph = GraphBuilder("tower", opset=18)
+    image = graph.input("image", ir.DataType.UINT8, ("B", 3, 4, 4))
+    first, second, third = (
+        graph.weight(f"w{index}", random.normal(size=(width, 3, 1, 1)).astype(np.float32) / 3)
+        for index, width in enumerate((3, 3, 2))
+    )
+    x = graph.op("Conv", graph.op("Cast", image, to=ir.DataType.FLOAT.value), first)
+    x = graph.op("Relu", graph.op("Add", x, graph.op("Conv", x, second)))
+    x = graph.op("Conv", x, third)
+    graph.output("embedding", graph.op("ReduceMean", x, graph.integers(2, 3), keepdims=0), ("B", 2))
+    return graph.model()
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_a_tower_whose_values_have_types_changes_precision(precision: str) -> None:
+    told = onnx.shape_inference.infer_shapes(ir.to_proto(residual_tower()))
+    assert told.graph.value_info
+    model = write_other_graph(checkpoint(told.SerializeToString()))
+
+    lowered = typed(model, precision)
+
+    onnx.checker.check_model(ir.to_proto(lowered), full_check=True)
+    assert TYPES[precision] in value_types(lowered).values()
+    random = np.random.default_rng(0)
+    inputs = {
+        "image": random.integers(0, 256, (3, 3, 4, 4), dtype=np.uint8),
+        "class_matrix": random.normal(size=(2, 5)).astype(np.float32),
+        "class_bias": np.zeros(5, np.float32),
+    }
+    found = Session(to_bytes(emulated(lowered) if precision == "bf16" else lowered))(inputs)
+    expected = Session(to_bytes(model))(inputs)
+    off = np.abs(found["logits"] - expected["logits"]).max() / np.abs(expected["logits"]).max()
+    assert 0 < off < (2**-8 if precision == "fp16" else 2**-5)  # three roundings in a row
 
 
 def test_lines_of_code_are_left_behind() -> None:
