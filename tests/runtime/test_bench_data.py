@@ -184,6 +184,17 @@ def test_images_whose_names_are_not_utf8_are_in_the_report(
     assert "data:image/jpeg" in (report / "report.html").read_text()
 
 
+def test_long_names_are_shown_whole(
+    fake_bundle: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / ("long-name-" * 9 + "int8")).symlink_to(fake_bundle)
+    (tmp_path / ("long-name-" * 9 + "fp16")).symlink_to(fake_bundle)
+    beside = [word for path in tmp_path.glob("long*") for word in ("--beside", path)]
+
+    assert bench(fake_bundle, "--concurrency", "", "--no-stages", *beside) == 0
+    assert "…" not in capsys.readouterr().out
+
+
 def test_each_bundle_has_probabilities_at_its_own_temperature(
     fake_bundle: Path, changed_bundle, tmp_path: Path
 ) -> None:

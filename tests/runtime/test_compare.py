@@ -117,6 +117,19 @@ def test_a_package_of_one_run_only_is_named() -> None:
     assert [(d.what, d.before, d.after) for d in found] == [("a", "1", "none"), ("b", "none", "2")]
 
 
+def test_another_engine_of_another_contender_is_named() -> None:
+    before = noisy(2.0)
+    other = ContenderResult(name="b", engine="onnx", precision="fp32", latencies=())
+    reports = [
+        msgspec.structs.replace(before, contenders=(*before.contenders, contender))
+        for contender in (other, msgspec.structs.replace(other, engine="openvino"))
+    ]
+
+    (found,) = differences(*reports)
+
+    assert (found.what, found.before, found.after) == ("b runs in", "onnx fp32", "openvino fp32")
+
+
 def test_an_unsteady_machine_is_told() -> None:
     (before, after) = noisy(2.0), noisy(2.0, wavering=0.5)
 

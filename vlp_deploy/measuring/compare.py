@@ -113,7 +113,7 @@ def compare(before: BenchReport, after: BenchReport) -> Comparison:
 
 
 def differences(before: BenchReport, after: BenchReport) -> tuple[Difference, ...]:
-    """What else is not the same, and may be why: bundle, engine, threads, machine, versions."""
+    """What else is not the same, and may be why: bundle, engines, threads, machine, versions."""
     old, new = _conditions(before), _conditions(after)
     return tuple(
         Difference(what=what, before=old.get(what, "none"), after=new.get(what, "none"))
@@ -129,6 +129,7 @@ def _conditions(report: BenchReport) -> dict[str, str]:
         **{name: str(getattr(report.machine, name)) for name in ("cpu", "cores", "python")},
         "load average": f"{report.machine.load_average:.0f}",
         **report.machine.packages,
+        **{f"{c.name} runs in": f"{c.engine} {c.precision}" for c in report.contenders[1:]},
     }
 
 

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 
 import numpy as np
-from rich.table import Table
+from rich.table import Column, Table
 
 from vlp_deploy.measuring.accuracy import Accuracy, Agreement, Findings
 from vlp_deploy.measuring.compare import Comparison
@@ -42,8 +42,13 @@ def report_tables(report: BenchReport) -> Iterator[Shown]:
         )
 
 
+def _table(*header: str) -> Table:
+    """Names too long for a column go on in the next line: cut short they might look alike."""
+    return Table(*(Column(name, overflow="fold") for name in header))
+
+
 def _latencies(report: BenchReport) -> Table:
-    table = Table("contender", "batch", *(f"p{p} ms" for p in PERCENTILES), "calls", "images/s")
+    table = _table("contender", "batch", *(f"p{p} ms" for p in PERCENTILES), "calls", "images/s")
     for contender in report.contenders:
         for latency in contender.latencies:
             calls, rate = str(latency.calls), f"{latency.images_per_s:.1f}"
@@ -91,7 +96,7 @@ def _loops(report: BenchReport) -> Iterator[Shown]:
     loops = [(contender.name, loop) for contender in report.contenders for loop in contender.loops]
     if not loops:
         return
-    table = Table("contender", "loop", "images/s", *(f"p{p} ms" for p in PERCENTILES), "calls")
+    table = _table("contender", "loop", "images/s", *(f"p{p} ms" for p in PERCENTILES), "calls")
     for name, loop in loops:
         kind = f"{loop.concurrency} callers"
         if loop.rate is not None:
@@ -103,7 +108,7 @@ def _loops(report: BenchReport) -> Iterator[Shown]:
 
 def _stages(report: BenchReport) -> Iterator[Shown]:
     if report.stages:
-        table = Table("one image", *(f"p{p} ms" for p in PERCENTILES), "calls")
+        table = _table("one image", *(f"p{p} ms" for p in PERCENTILES), "calls")
         for name, spread in report.stages.spreads.items():
             table.add_row(name, *_cells(spread), str(spread.calls))
         yield table
@@ -147,7 +152,7 @@ def _findings(found: Findings) -> Iterator[Shown]:
         named.append((f"harmonic mean {both.harmonic_mean:.2%}", (both.base, both.new)))
     for title, shares in named:
         if shares:
-            table = Table(title, "images", "classes", "top-1", "95 % interval")
+            table = _table(title, "images", "classes", "top-1", "95 % interval")
             for share in shares:
                 top1 = share.top1
                 counts = (str(share.images), str(share.classes))
@@ -155,7 +160,7 @@ def _findings(found: Findings) -> Iterator[Shown]:
                 table.add_row(share.name, *counts, f"{top1.value:.2%}", interval)
             yield table
     if found.mistakes:
-        table = Table("class", "taken for", "images")
+        table = _table("class", "taken for", "images")
         for mistake in found.mistakes[:MISTAKES]:
             table.add_row(mistake.truth, mistake.answer, str(mistake.images))
         yield table
@@ -168,7 +173,7 @@ def _findings(found: Findings) -> Iterator[Shown]:
 
 def comparison_tables(comparison: Comparison) -> Iterator[Shown]:
     """What changed, what noise explains, and what else is not the same."""
-    table = Table("contender", "figure", "before", "after", "quick calls", "may be", "verdict")
+    table = _table("contender", "figure", "before", "after", "quick calls", "may be", "verdict")
     for change in comparison.changes:
         verdict = "within noise"
         if change.is_real:
@@ -183,7 +188,7 @@ def comparison_tables(comparison: Comparison) -> Iterator[Shown]:
         f"{QUICK}th percentile after over before, and what it may be without the machine's part"
     )
     if comparison.differences:
-        other = Table("what else differs", "before", "after")
+        other = _table("what else differs", "before", "after")
         for difference in comparison.differences:
             other.add_row(difference.what, difference.before, difference.after)
         yield other

@@ -97,7 +97,7 @@ LOOPS = {
     ),
     "open": (
         "Requests at a given rate",
-        "Requests arrive at random, whether or not the last ones are answered; a point for each "
+        "Requests arrive at a rate, whether or not the last ones are answered; a point for each "
         "rate. Where the line breaks away to the right, they come faster than they are served.",
     ),
 }
