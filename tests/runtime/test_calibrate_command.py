@@ -162,6 +162,18 @@ def test_unknown_folder_that_cannot_be_understood_is_told(
         assert complaint in capsys.readouterr().err
 
 
+def test_classes_of_the_data_may_be_named(fake_bundle: Path, tmp_path: Path) -> None:
+    data = write_answered(tmp_path / "data", fake_bundle, 60)
+    names = tmp_path / "names.txt"
+    for number, name in enumerate(CLASSES):
+        (data / name).rename(data / f"n{number}")
+    names.write_text("".join(f"n{number} {name}\n" for number, name in enumerate(CLASSES)))
+    common = ("--output", tmp_path / "new")
+
+    assert calibrate(fake_bundle, data, *common) == 1
+    assert calibrate(fake_bundle, data, "--classnames", names, *common) == 0
+
+
 def test_a_bundle_of_a_fixed_batch_is_calibrated(fake_bundle: Path, changed_bundle, tmp_path: Path):
     data = write_answered(tmp_path / "data", fake_bundle, 61)
     fixed = changed_bundle(structure=Coupled(depth=1, context="batch", batch_size=8))

@@ -116,7 +116,14 @@ def calibrate(
     multi_label: Annotated[
         bool, typer.Option(help="Also fit a threshold for each class: several labels an image.")
     ] = False,
+    image_root: Annotated[
+        Path | None, typer.Option(help="What the paths in a list DATA are relative to.")
+    ] = None,
+    classnames: Annotated[
+        Path | None, typer.Option(help="File of 'folder name' lines that names DATA's classes.")
+    ] = None,
     engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
+    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
     force: Annotated[
         bool, typer.Option("--force", help="Replace a bundle at --output, in one step.")
     ] = False,
@@ -129,8 +136,8 @@ def calibrate(
     """
     check_target(output, replace=force)
     opened = Bundle(bundle)
-    dataset = load_dataset(data)
-    classifier = Classifier.load(bundle, engine=engine)
+    dataset = load_dataset(data, image_root=image_root, classnames=classnames)
+    classifier = Classifier.load(bundle, engine=engine, device=device)
     advice = "Leave those images out, or give them to --unknown"
     samples = labels_in_bundle(dataset, classifier.classes, advice=advice)
     _check_enough(samples, data)

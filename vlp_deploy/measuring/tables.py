@@ -44,7 +44,9 @@ def report_tables(report: BenchReport) -> Iterator[Shown]:
 
 def _table(*header: str) -> Table:
     """Names too long for a column go on in the next line: cut short they might look alike."""
-    return Table(*(Column(name, overflow="fold") for name in header))
+    first, *others = (Column(name, overflow="fold") for name in header)
+    first.min_width = len(OURS)
+    return Table(first, *others, show_edge=False, pad_edge=False)
 
 
 def _latencies(report: BenchReport) -> Table:
