@@ -17,14 +17,16 @@ from pathlib import Path
 
 import msgspec
 import numpy as np
+from numpy.typing import NDArray
 
+from vlp_deploy import __version__
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classes.towers import Towers
 from vlp_deploy.engines import AUTO, ENGINES, candidates, engine_class
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.support import refuse_unsupported
-from vlp_deploy.errors import EngineError, MissingExtraError
+from vlp_deploy.errors import EngineError, MissingExtraError, VlpError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle, ClassBank
@@ -45,6 +47,7 @@ class Conditions(Record, frozen=True, kw_only=True):
     cores: int
     threads: int | None
     device: str
+    release: str = __version__  # which sets the engines up
 
 
 class Choice(Record, frozen=True, kw_only=True):
@@ -84,12 +87,12 @@ def load_towers(bundle: Bundle, bank: ClassBank, engine: str, options: EngineOpt
 def known_choice(bundle: Bundle, options: EngineOptions) -> Choice | Sequence[str]:
     """What `auto` would use: what was measured here before, else the candidates to be measured."""
     options = replace(options, precision=bundle.manifest.precision)
-    names = candidates(_suffix(bundle), options)
+    names = _able(bundle, options)
     return _recall(_conditions(bundle, names, options)) or names
 
 
 def _candidates(bundle: Bundle, options: EngineOptions) -> list[str]:
-    names = candidates(_suffix(bundle), options)
+    names = _able(bundle, options)
     made_for = bundle.manifest.engine
     # onnx is what every bundle can be run by, so nobody need be told that another engine does
     if made_for not in (*names, "onnx") and made_for in ENGINES:
@@ -101,9 +104,13 @@ def _candidates(bundle: Bundle, options: EngineOptions) -> list[str]:
     return names
 
 
-def _suffix(bundle: Bundle) -> str:
+def _able(bundle: Bundle, options: EngineOptions) -> list[str]:
+    """Engines that could run a bundle; one that builds for minutes only if the bundle is for it."""
     manifest = bundle.manifest
-    return Path(manifest.graphs[manifest.class_graph].file).suffix
+    suffix = Path(manifest.graphs[manifest.class_graph].file).suffix
+    names = candidates(suffix, options)
+    wanted = [n for n in names if n == manifest.engine or not engine_class(n).builds]
+    return wanted or names
 
 
 def _conditions(bundle: Bundle, names: Sequence[str], options: EngineOptions) -> Conditions:
@@ -119,7 +126,11 @@ def _conditions(bundle: Bundle, names: Sequence[str], options: EngineOptions) ->
 
 def _proven(bundle: Bundle, bank: ClassBank, name: str, options: EngineOptions) -> Towers:
     towers = Towers(bundle, name, options)
-    towers.prove(bank)
+    try:
+        towers.prove(bank)
+    except VlpError:
+        towers.close()
+        raise
     return towers
 
 
@@ -140,17 +151,21 @@ def _fastest(
     bundle: Bundle, bank: ClassBank, conditions: Conditions, options: EngineOptions
 ) -> Towers:
     """Load, prove and time all candidates. Raises what the last of them raised if none passes."""
+    batches = _batches(bundle)
     passed: dict[str, Towers] = {}
     refused: dict[str, Exception] = {}
     for name in conditions.engines:
         try:
-            passed[name] = _proven(bundle, bank, name, options)
+            towers = _proven(bundle, bank, name, options)
+            for pixels in batches:
+                towers.run_image(pixels, bank)  # the first call makes room, or finds none
+            passed[name] = towers
         except NOT_HERE as error:
             refused[name] = error
             _warn(name, error)
     if not passed:
         raise list(refused.values())[-1]
-    times = _times(bundle, bank, passed) if len(passed) > 1 else {name: {} for name in passed}
+    times = _times(batches, bank, passed) if len(passed) > 1 else {name: {} for name in passed}
     ranked = sorted(times, key=lambda name: prod(times[name].values()))
     choice = Choice(
         conditions=conditions,
@@ -165,16 +180,12 @@ def _fastest(
 
 
 def _times(
-    bundle: Bundle, bank: ClassBank, contenders: Mapping[str, Towers]
+    batches: Sequence[NDArray[np.uint8]], bank: ClassBank, contenders: Mapping[str, Towers]
 ) -> dict[str, dict[int, float]]:
     """Milliseconds of each engine's fastest call by batch size, the engines taking turns."""
-    golden = bundle.golden().pixels
-    batch = fixed_batch(bundle.manifest.structure)
     times: dict[str, dict[int, float]] = {name: {} for name in contenders}
-    for size in BATCHES if batch is None else (batch,):
-        pixels = np.resize(golden, (size, *golden.shape[1:]))
-        for towers in contenders.values():
-            towers.run_image(pixels, bank)  # the first call makes room
+    for pixels in batches:
+        size = len(pixels)
         deadline = time.perf_counter() + SECONDS
         for done in range(ROUNDS.stop):
             if done >= ROUNDS.start and time.perf_counter() > deadline:
@@ -185,6 +196,14 @@ def _times(
                 elapsed = 1000 * (time.perf_counter() - start)
                 times[name][size] = min(elapsed, times[name].get(size, elapsed))
     return times
+
+
+def _batches(bundle: Bundle) -> list[NDArray[np.uint8]]:
+    """What engines are timed on: golden images, over again where they are few."""
+    golden = bundle.golden().pixels
+    batch = fixed_batch(bundle.manifest.structure)
+    sizes = BATCHES if batch is None else (batch,)
+    return [np.resize(golden, (size, *golden.shape[1:])) for size in sizes]
 
 
 def _warn(name: str, error: Exception) -> None:

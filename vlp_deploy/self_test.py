@@ -13,6 +13,7 @@ import msgspec
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp_deploy import __version__
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.classes.coupled import one_by_one
 from vlp_deploy.errors import EngineError
@@ -35,6 +36,7 @@ class Verdict(Record, frozen=True, kw_only=True):
     device: str
     processor: str
     graph: str
+    release: str = __version__  # which sets the engine up
 
 
 def prove(

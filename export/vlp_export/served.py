@@ -20,4 +20,5 @@ def run_in(engine: str, content: bytes, *, precision: Precision = "fp32") -> Run
     with TemporaryDirectory() as folder:
         graph = Path(folder) / "graph.onnx"
         graph.write_bytes(content)
-        return load_engine(engine, graph, EngineOptions(precision=precision)).run
+        options = EngineOptions(precision=precision, cached=False)
+        return load_engine(engine, graph, options).run

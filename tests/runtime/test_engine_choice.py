@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from vlp_deploy import Classifier, cli
 from vlp_deploy.cache import cache_folder
-from vlp_deploy.engine_choice import Choice, known_choice
+from vlp_deploy.engine_choice import BATCHES, Choice, known_choice
 from vlp_deploy.engines import ENGINES
 from vlp_deploy.engines.base import Arrays, EngineOptions
 from vlp_deploy.engines.fake import FakeEngine
@@ -236,6 +236,42 @@ def test_bundle_exported_for_an_absent_engine_runs_in_another(changed_bundle, en
 def test_precision_that_a_named_engine_lacks_is_refused_with_the_table(changed_bundle) -> None:
     with pytest.raises(EngineError, match=r"onnx does not take fp8.*\nengine +fp32"):
         Classifier.load(changed_bundle(precision="fp8"), "onnx")
+
+
+class Small(Quick):
+    name = "small"
+
+    def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        if len(inputs["image"]) == BATCHES[-1]:
+            raise EngineError("no memory is left")
+        return super()._run(inputs)
+
+
+def test_an_engine_that_fails_while_it_is_timed_is_passed_over(
+    fake_bundle: Path, engines, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engines(Small, Slow)
+    monkeypatch.setattr("vlp_deploy.classes.towers.prove", lambda *_, **__: None)
+
+    with pytest.warns(UserWarning, match="small is left out: no memory is left"):
+        assert Classifier.load(fake_bundle).engine == "slow"
+
+
+class Built(Quick):
+    name = "built"
+    builds = True
+
+
+def test_auto_builds_for_minutes_only_what_a_bundle_is_for(
+    fake_bundle: Path, changed_bundle, engines
+) -> None:
+    engines(Built, Slow)
+
+    assert Classifier.load(fake_bundle).engine == "slow"
+    assert known_choice(Bundle(fake_bundle), EngineOptions()) == ["slow"]
+    assert Classifier.load(changed_bundle(engine="built")).engine == "built"
+    engines(Built)
+    assert Classifier.load(fake_bundle).engine == "built"
 
 
 def test_cuda_leaves_out_engines_of_the_cpu(

@@ -168,6 +168,26 @@ def test_openvino_cache_follows_the_content_of_a_graph(onnx_graph: Path) -> None
     np.testing.assert_allclose(after, -before, rtol=0, atol=1e-6)
 
 
+def test_copies_of_a_graph_share_one_compiled_graph(onnx_graph: Path, tmp_path: Path) -> None:
+    """OpenVINO names it by path, so it would keep one for each place a bundle is copied to."""
+    pytest.importorskip("openvino", reason="the engine under test")
+    copied = tmp_path / "copy.onnx"
+    copied.write_bytes(onnx_graph.read_bytes())
+
+    for graph in (onnx_graph, copied, copied):
+        OpenVinoEngine(graph, EngineOptions(threads=1))
+
+    assert len(list((cache_folder() / "openvino").glob("*/*.blob"))) == 1
+
+
+def test_openvino_keeps_nothing_where_that_is_asked_for(onnx_graph: Path) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+
+    assert OpenVinoEngine(onnx_graph, EngineOptions(threads=1, cached=False)).run(image_inputs())
+
+    assert not (cache_folder() / "openvino").exists()
+
+
 def test_openvino_without_a_cache_that_can_be_written_runs(
     onnx_graph: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

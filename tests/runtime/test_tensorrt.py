@@ -5,7 +5,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import pytest
@@ -189,6 +189,26 @@ def test_a_plan_without_its_sidecar_is_built_again() -> None:
 
     with pytest.warns(UserWarning, match="cannot be read"):
         assert plan_for(TARGET, build_once).fresh
+
+
+def test_a_plan_is_read_where_nothing_can_be_written(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan_for(TARGET, build_once)
+
+    def read_only(folder: Path) -> NoReturn:
+        raise PermissionError(folder)
+
+    monkeypatch.setattr("vlp_deploy.engines.tensorrt.plans._lock", read_only)
+    assert not plan_for(TARGET, never).fresh
+
+
+def test_a_cache_that_cannot_be_written_is_explained(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("VLP_CACHE", str(tmp_path / "file"))
+
+    with pytest.raises(EngineError, match=r"plans cannot be kept in .*Name another folder"):
+        plan_for(TARGET, build_once)
 
 
 def test_a_failed_build_leaves_nothing_behind() -> None:

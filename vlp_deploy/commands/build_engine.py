@@ -13,8 +13,9 @@ from vlp_deploy.engine_choice import load_towers
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.support import refuse_unsupported
 from vlp_deploy.engines.tensorrt import TENSORRT, TensorRtRtxEngine
-from vlp_deploy.engines.tensorrt.plans import PLAN, Plan, plans_folder
+from vlp_deploy.engines.tensorrt.plans import Plan, plans_folder
 from vlp_deploy.errors import BundleError, UsageError
+from vlp_deploy.files import staged_folder
 from vlp_deploy.formats.bundle import Bundle
 
 
@@ -51,6 +52,8 @@ def build_engine(
                 f"--compute-capability is for --engine {TensorRtRtxEngine.name}; engine {engine!r} "
                 "is built on the GPU that runs it"
             )
+        if output is not None and (target := _carried(output)).exists():
+            raise BundleError(f"{target} exists already. Choose another --output")
         _build_ahead(opened, compute_capability, output)
         return
     if output is not None:
@@ -108,9 +111,10 @@ def _show(plans: Mapping[tuple[str, str], Plan]) -> None:
 
 def _copy(plans: Iterable[Plan], output: Path) -> None:
     """Into a folder that is laid out as the cache is."""
-    target = output / plans_folder().name
-    if target.exists():
-        raise BundleError(f"{target} exists already. Choose another --output")
-    for plan in plans:
-        shutil.copytree(plan.folder, target / plan.folder.name)
-        assert (target / plan.folder.name / PLAN).exists()
+    with staged_folder(_carried(output)) as target:
+        for plan in plans:
+            shutil.copytree(plan.folder, target / plan.folder.name)
+
+
+def _carried(output: Path) -> Path:
+    return output / plans_folder().name

@@ -24,6 +24,7 @@ class EngineOptions:
     `profiles` are the ranges of open sizes that an engine is built for, by symbol: least, what is
     tuned for, most; none leaves them to the engine.
     `cuda_graphs` replays captured launches, of onnxruntime on CUDA only.
+    `cached` is whether what OpenVINO compiles is kept for the next start.
     """
 
     threads: int | None = None
@@ -31,6 +32,7 @@ class EngineOptions:
     precision: str = "fp32"
     profiles: tuple[dict[str, tuple[int, int, int]], ...] = ()
     cuda_graphs: bool = False
+    cached: bool = True
 
     def __post_init__(self) -> None:
         if self.threads is not None and self.threads < 1:
@@ -50,6 +52,7 @@ class Engine(ABC):
     reads: ClassVar[str]  # the suffix of the graph files it understands
     devices: ClassVar[tuple[str, ...]] = DEVICES
     distributions: ClassVar[tuple[str, ...]] = ()  # packages that bring it, any of them
+    builds: ClassVar[bool] = False  # for minutes, before a graph is first loaded
 
     @classmethod
     def installed_version(cls) -> str:

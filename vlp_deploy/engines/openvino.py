@@ -1,5 +1,6 @@
 """Engine `openvino`: the same ONNX files, run by OpenVINO's own runtime on the CPU."""
 
+import hashlib
 import shutil
 import threading
 import warnings
@@ -61,7 +62,10 @@ class OpenVinoEngine(Engine):
         if options.threads is not None:
             settings["INFERENCE_NUM_THREADS"] = options.threads
         try:
-            self._compiled = _compiled(core, graph, settings)
+            if options.cached:
+                self._compiled = _compiled(core, graph, settings)
+            else:
+                self._compiled = core.compile_model(str(graph), "CPU", settings)
         except RuntimeError as error:
             raise EngineError(f"openvino cannot load {graph}: {error}") from error
         self._inputs = frozenset(port.any_name for port in self._compiled.inputs)
@@ -101,18 +105,23 @@ def _compiled(core: Any, graph: Path, settings: dict[str, Any]) -> Any:
 
     OpenVINO finds compiled graphs again by the path and time of the file they came from and reads
     them unchecked: with damaged weights they run and answer wrongly. So each graph has a cache of
-    its own, named by its content and sealed by us.
+    its own for the same settings, named by its content and sealed by us. It keeps what was compiled
+    last: another copy of the file takes the place of the one before.
     """
-    folder = cache_folder() / "openvino" / sha256_of(graph)
+    key = repr((sha256_of(graph), sorted(settings.items())))
+    folder = cache_folder() / "openvino" / hashlib.sha256(key.encode()).hexdigest()
     if not _is_whole(folder):
         shutil.rmtree(folder, ignore_errors=True)
         try:
             folder.mkdir(parents=True)
         except OSError:  # a cache that cannot be written to costs time, not answers
             return core.compile_model(str(graph), "CPU", settings)
+    before = list(folder.glob("*.blob"))
     compiled = core.compile_model(str(graph), "CPU", {**settings, "CACHE_DIR": str(folder)})
     if not compiled.get_property("LOADED_FROM_CACHE"):
         with suppress(OSError):  # as above
+            for blob in before:
+                blob.unlink(missing_ok=True)
             sums = {path.name: sha256_of(path) for path in folder.glob("*.blob")}
             write_atomic(folder / CHECKSUMS, seal_sums(sums))
     return compiled

@@ -44,6 +44,7 @@ class TensorRtEngine(Engine):
     name = "tensorrt"
     reads = ".onnx"
     devices = ("cuda",)
+    builds = True
     distributions: ClassVar[tuple[str, ...]] = ("tensorrt-cu13", "tensorrt-cu12", "tensorrt")
     module: ClassVar[str] = "tensorrt"
 

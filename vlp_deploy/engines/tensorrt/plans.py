@@ -11,7 +11,7 @@ import os
 import shutil
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,6 +20,7 @@ import msgspec
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.engines.tensorrt.builder import BuildReport
 from vlp_deploy.engines.tensorrt.profiles import Ranges
+from vlp_deploy.errors import EngineError
 from vlp_deploy.files import sha256_of, staged_folder
 from vlp_deploy.formats.architecture import Record
 
@@ -77,9 +78,22 @@ def plan_for(target: Target, build: Callable[[Path], BuildReport]) -> Plan:
     """The plan from the cache; else `build` writes one to the path it is given.
 
     Of several processes that want the same plan, one builds and the others wait. Warns of a plan
-    that is damaged. Raises EngineError if building fails; then nothing is left behind.
+    that is damaged. Raises EngineError if building fails, or the plan cannot be kept; then nothing
+    is left behind.
     """
     folder = plans_folder() / target.key
+    with suppress(OSError, DamagedPlanError):  # plans that were carried may be read-only
+        return _read(folder, target, fresh=False)
+    try:
+        return _built(folder, target, build)
+    except OSError as error:
+        raise EngineError(
+            f"plans cannot be kept in {plans_folder()}: {error}. Name another folder as VLP_CACHE"
+        ) from error
+
+
+def _built(folder: Path, target: Target, build: Callable[[Path], BuildReport]) -> Plan:
+    """A plan that is made now, unless another process was quicker."""
     with _lock(folder):
         try:
             return _read(folder, target, fresh=False)
