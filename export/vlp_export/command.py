@@ -165,11 +165,12 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
     """Print what was exported, how far it is from the un-folded model, and what it costs."""
     console = Console(highlight=False)
     parity = Table(
-        *("precision", "batch", "max |Δlogit|", "allowed", "min cosine", "batch cosine", "top-1"),
-        "verdict",
+        *("engine", "precision", "batch", "max |Δlogit|", "allowed", "min cosine"),
+        *("batch cosine", "top-1", "verdict"),
     )
     for row in manifest.parity:
         parity.add_row(
+            row.engine,
             row.precision,
             str(row.batch),
             f"{row.max_logit_difference:.1e}",

@@ -104,6 +104,16 @@ def settle_context(
     return Settled(checkpoint=settled, record={"context": context, **asked, "times_frozen": cost})
 
 
+def freezes_over_calibration(checkpoint: PromptCheckpoint, context: Context | None) -> bool:
+    """Whether images that are given for a precision make DCP's context as well.
+
+    They do if that is asked for, or if the checkpoint has no frozen context of its own.
+    """
+    if not isinstance(checkpoint.header.structure, Coupled):
+        return False
+    return FROZEN not in checkpoint.tensors if context is None else context == "frozen"
+
+
 def frozen_context(
     checkpoint: PromptCheckpoint, weights: Weights, batches: Batches, report: Progress
 ) -> Floats:

@@ -33,10 +33,14 @@ from vlp_deploy.formats.bundle import (
     write_bundle,
 )
 from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
-from vlp_deploy.formats.structures import Coupled
 from vlp_export.backbone import load_weights_of
 from vlp_export.class_texts import new_classes, prompt_tensors
-from vlp_export.contexts import Context, ContextChoice, settle_context
+from vlp_export.contexts import (
+    Context,
+    ContextChoice,
+    freezes_over_calibration,
+    settle_context,
+)
 from vlp_export.dialects import DIALECTS
 from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
@@ -99,10 +103,10 @@ def export(
     report("reading checkpoint and weights")
     checkpoint = _load_checkpoint(source)
     weights = load_weights_of(checkpoint, pretrained)
-    only_numbers = numbers.needs_images and not isinstance(checkpoint.header.structure, Coupled)
+    freezes = not numbers.needs_images or freezes_over_calibration(checkpoint, context)
     choice = ContextChoice(
         context=context,
-        calibration=None if only_numbers else calibration,
+        calibration=calibration if freezes else None,
         batch_size=batch_size,
     )
     settled = settle_context(checkpoint, weights, choice, report)

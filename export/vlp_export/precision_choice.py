@@ -153,12 +153,7 @@ def _measured(
     """Both bundles in the engine that is to serve them: speed by turns, and answers."""
     answers = _answer(contents, target.engine), _answer(lowered, target.engine)
     expected, found = (_all_logits(answer, images.pixels) for answer in answers)
-    speed = {
-        str(batch): _speed(
-            *answers, np.resize(images.pixels[:batch], (batch, *images.pixels.shape[1:]))
-        )
-        for batch in TIMED_BATCHES
-    }
+    speed = {str(batch): _speed(*answers, _batch(images.pixels, batch)) for batch in TIMED_BATCHES}
     agreement = found.argmax(axis=1) == expected.argmax(axis=1)
     known = images.labels != UNKNOWN
     loss = None
@@ -184,6 +179,11 @@ def _answer(contents: BundleContents, engine: str) -> Answer:
 def _all_logits(answer: Answer, pixels: NDArray[np.uint8]) -> Floats:
     batch = max(TIMED_BATCHES)
     return np.concatenate([answer(pixels[n : n + batch]) for n in range(0, len(pixels), batch)])
+
+
+def _batch(pixels: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """The first images, over again where they are fewer."""
+    return pixels[np.arange(size) % len(pixels)]
 
 
 def _speed(first: Answer, second: Answer, pixels: NDArray[np.uint8]) -> float:

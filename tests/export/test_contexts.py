@@ -30,7 +30,12 @@ from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_deploy.formats.structures import Coupled
 from vlp_export import export
 from vlp_export.command import describe_context
-from vlp_export.contexts import ContextChoice, coupling_cost, settle_context
+from vlp_export.contexts import (
+    ContextChoice,
+    coupling_cost,
+    freezes_over_calibration,
+    settle_context,
+)
 from vlp_export.exporter import build_bundle
 from vlp_train.backbones import build_clip
 from vlp_train.coupled import CoupledClip
@@ -196,6 +201,23 @@ def test_frozen_over_a_batch_answers_as_that_batch(fusing: str, four: Path, tmp_
     assert np.abs(difference).max() <= TOLERANCE
 
 
+def test_int8_leaves_a_live_context_live(four: Path, tmp_path: Path) -> None:
+    source, pretrained = saved(dcp(), tmp_path)
+
+    manifest = export(
+        source,
+        tmp_path / "b",
+        pretrained=pretrained,
+        context="per_sample",
+        calibration=four,
+        precision="int8",
+    )
+
+    assert manifest.precision == "int8"
+    assert isinstance(manifest.structure, Coupled)
+    assert manifest.structure.context == "per_sample"
+
+
 def saved(checkpoint: PromptCheckpoint, folder: Path) -> tuple[Path, str]:
     checkpoint.save(folder / "prompt.safetensors")
     weights = save_weights(WEIGHTS, folder / "clip.safetensors")
@@ -256,6 +278,24 @@ def test_updated_text_has_one_context_only() -> None:
     for choice in ({"context": "per_sample"}, {"calibration": Path("x")}):
         with pytest.raises(CheckpointError, match=r"trained with text_update.*leave out --c"):
             settled(updated, **choice)
+
+
+@pytest.mark.parametrize(
+    ("stored", "context", "freezes"),
+    [
+        (False, None, True),
+        (True, None, False),
+        (True, "frozen", True),
+        (False, "per_sample", False),
+        (False, "batch", False),
+    ],
+)
+def test_images_for_a_precision_make_a_context_only_where_one_is_wanted(
+    stored: bool, context: Any, freezes: bool
+) -> None:
+    checkpoint = with_frozen(dcp()) if stored else dcp()
+
+    assert freezes_over_calibration(checkpoint, context) == freezes
 
 
 def test_other_methods_have_no_context() -> None:
