@@ -10,6 +10,7 @@ from PIL import Image
 
 from vlp_deploy import cli
 from vlp_deploy.commands.bench import REPORT_FILE
+from vlp_deploy.formats.architecture import Preprocessing
 from vlp_deploy.measuring.compare import load_report
 from vlp_deploy.measuring.records import STAGES, BenchReport
 
@@ -193,6 +194,28 @@ def test_long_names_are_shown_whole(
 
     assert bench(fake_bundle, "--concurrency", "", "--no-stages", *beside) == 0
     assert "…" not in capsys.readouterr().out
+
+
+def test_a_bundle_that_reads_images_otherwise_is_refused(
+    fake_bundle: Path, changed_bundle, capsys: pytest.CaptureFixture[str]
+) -> None:
+    bilinear = Preprocessing(image_size=32, interpolation="bilinear")
+
+    assert bench(fake_bundle, "--beside", changed_bundle(preprocessing=bilinear)) == 1
+    assert "interpolation bilinear" in capsys.readouterr().err
+
+
+def test_a_bundle_beside_is_named_by_its_folder(
+    fake_bundle: Path,
+    changed_bundle,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    other = changed_bundle()
+    monkeypatch.chdir(other)
+
+    assert bench(fake_bundle, "--beside", ".", "--concurrency", "", "--no-stages") == 0
+    assert f"batch 1: {other.name} takes" in capsys.readouterr().out
 
 
 def test_each_bundle_has_probabilities_at_its_own_temperature(

@@ -42,8 +42,7 @@ def _look(given: Input) -> Look:
         return (0, 0)
     try:
         found = os.stat(name_of(given) or "")
-    except (
-        OSError
-    ):  # a link to nothing is an answer, too; a file that has gone is not looked at again
+    except OSError:
+        # a link to nothing is an answer, too; a file that has gone is not looked at again
         return (0, 0)
     return (found.st_size, found.st_mtime_ns)

@@ -21,7 +21,7 @@ from vlp_deploy.embedded import default_bundle
 from vlp_deploy.engines import ENGINES
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import write_atomic
-from vlp_deploy.formats.architecture import Record
+from vlp_deploy.formats.architecture import Preprocessing, Record
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring import bench as measuring
 from vlp_deploy.measuring.accuracy import domain_pattern
@@ -244,13 +244,33 @@ def _contenders(
         found[name] = load_rival(name, classifier.bundle, options)
     for text in beside:
         path, engine = bundle_and_engine(text, classifier.engine)
-        name = path.name if engine == classifier.engine else f"{path.name}@{engine}"
+        name = os.path.basename(os.path.abspath(path))  # of "." as well
+        name = name if engine == classifier.engine else f"{name}@{engine}"
         if name in found:
             raise DataError(
                 f"--beside {text}: there is a contender named {name!r} already. Rename the folder"
             )
+        _require_same_pixels(text, Bundle(path), classifier.bundle)
         found[name] = load_in(engine, path, options)
     return found
+
+
+def _require_same_pixels(text: str, other: Bundle, ours: Bundle) -> None:
+    """Raise DataError if another bundle reads images in another way: all are given our pixels."""
+    theirs, wanted = (
+        msgspec.structs.replace(each.manifest.preprocessing, mean=(0, 0, 0), std=(1, 1, 1))
+        for each in (other, ours)  # its graph normalises by itself
+    )
+    if theirs != wanted:
+        raise DataError(
+            f"--beside {text}: its images are read as {_reading(theirs)}, the bundle's as "
+            f"{_reading(wanted)}. Bundles can be measured side by side if they read images alike"
+        )
+
+
+def _reading(preprocessing: Preprocessing) -> str:
+    fields = msgspec.structs.asdict(preprocessing)
+    return ", ".join(f"{name} {fields[name]}" for name in fields if name not in ("mean", "std"))
 
 
 def bundle_and_engine(text: str, engine: str) -> tuple[Path, str]:
