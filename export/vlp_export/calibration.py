@@ -21,7 +21,7 @@ from vlp_deploy.formats.architecture import Preprocessing
 from vlp_deploy.images.limits import DEFAULT_LIMITS
 
 BATCH = 8
-LISTS = (".csv", ".jsonl", ".json")
+LISTS = (".csv", ".tsv", ".jsonl", ".json")
 
 
 @dataclass(frozen=True, kw_only=True)

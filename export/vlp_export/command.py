@@ -103,7 +103,8 @@ def export(
         Path | None,
         typer.Option(
             help="Images to measure int8, fp8 and auto on, and of DCP to freeze the context over; "
-            "best those of training. A folder, an archive or a list; labels are not needed."
+            "best those of training. A folder or an archive, without labels too, or a list as "
+            "for training."
         ),
     ] = None,
     batch_size: Annotated[
@@ -228,6 +229,13 @@ def show_trials(record: Mapping[str, Any]) -> None:
         f"Precisions against fp32, on {record['images']} images of {record['measured_on']}:", trials
     )
     console.print(f"Taken: {record['is']}")
+    least = record["budget"]["agreement"]
+    if record["images"] * (100 - least) < 100:
+        console.print(
+            f"One image of {record['images']} is more than the {100 - least:g} % that may change: "
+            "this tells little. Pass more with --calibration.",
+            style="yellow",
+        )
 
 
 def describe_cost(gflop: float, classes: int) -> str:

@@ -84,11 +84,7 @@ def check_parity(
             )
         )
     if not all(passes(row) for row in rows):
-        raise ParityError(
-            "the exported graph does not compute what its checkpoint computed:\n"
-            f"{format_table(rows)}\n"
-            f"If --pretrained names the weights that the prompt was tuned on, {REPORT_IT}"
-        )
+        raise ParityError(_complaint(rows, precision))
     for batch in batches:
         embeddings_of_batch, logits_of_batch = answers[batch]
         _check_length(embeddings_of_batch, batch=batch)
@@ -96,6 +92,22 @@ def check_parity(
             expected = reference.bank.host_logits(embeddings_of_batch)
             _check_head(logits_of_batch, expected, batch=batch, tolerance=reference.tolerance)
     return ParityReport(rows=tuple(rows), embeddings=embeddings, logits=logits)
+
+
+def _complaint(rows: Sequence[ParityRow], precision: Precision) -> str:
+    """The table, with what is wrong and what to do about it."""
+    if precision == "fp32":
+        return (
+            "the exported graph does not compute what its checkpoint computed:\n"
+            f"{format_table(rows)}\n"
+            f"If --pretrained names the weights that the prompt was tuned on, {REPORT_IT}"
+        )
+    return (
+        f"in {precision} the graph answers too unlike its checkpoint, or by its neighbours:\n"
+        f"{format_table(rows)}\n"
+        "int8 and fp8 take their ranges from --calibration: pass more images, like those to be "
+        "classified. Or choose another precision. Nothing was written"
+    )
 
 
 def passes(row: ParityRow) -> bool:

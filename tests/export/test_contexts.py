@@ -322,15 +322,16 @@ def test_calibration_without_readable_images_is_an_error(tmp_path: Path) -> None
         settled(dcp(), calibration=tmp_path)
 
 
-def test_calibration_reads_lists(four: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("name", "between"), [("list.csv", ","), ("list.tsv", "\t")])
+def test_calibration_reads_lists(name: str, between: str, four: Path, tmp_path: Path) -> None:
     rows = [f"{index % 2}/{index}.png,thing" for index in (0, 2, 1, 3)]
-    (four / "list.csv").write_text("\n".join(["path,label", *rows]) + "\n")
+    lines = [line.replace(",", between) for line in ("path,label", *rows)]
+    (four / name).write_text("\n".join(lines) + "\n")
 
     by_list, by_folder = (
-        settled(dcp(), calibration=place).tensors["visual.prompts"]
-        for place in (four / "list.csv", four)
+        settled(dcp(), calibration=place).tensors["visual.prompts"] for place in (four / name, four)
     )
-    (four / "list.csv").unlink()
+    (four / name).unlink()
 
     np.testing.assert_array_equal(by_list, by_folder)
 

@@ -126,6 +126,14 @@ def turned(embeddings: Floats) -> Floats:
     return mixed / np.linalg.norm(mixed, axis=1, keepdims=True)
 
 
+def test_a_precision_that_is_too_far_off_blames_no_bug() -> None:
+    with pytest.raises(ParityError, match=r"int8 .*FAILS(.|\n)*pass more images") as refusal:
+        run = with_embeddings(np.negative, at_batch=5)
+        check_parity(run, REFERENCE, engine="onnx", precision="int8")
+
+    assert "bug" not in str(refusal.value)
+
+
 def test_embeddings_that_change_with_the_batch_are_refused_with_the_table() -> None:
     with pytest.raises(ParityError) as refusal:
         check_parity(with_embeddings(turned, at_batch=5), REFERENCE, engine="onnx")

@@ -223,4 +223,5 @@ def test_the_command_prints_what_auto_tried(
     printed = capsys.readouterr()
     assert "Taken: fp32" in printed.err
     assert "gains" in printed.err
+    assert "One image of 20 is more than the 0.5 %" in printed.err
     assert printed.out.count(" ok ") == 4
