@@ -193,6 +193,12 @@ def test_labels_are_counted_in_the_bundles_classes() -> None:
     assert [sample.label for sample in samples] == [2, 0]
 
 
+def test_labels_know_their_class_in_other_capitals_and_spacing() -> None:
+    samples = labels_in_bundle(dataset("Red Panda", "owl"), ["owl", "red_panda"], advice="")
+
+    assert [sample.label for sample in samples] == [1, 0]
+
+
 def test_classes_that_the_bundle_lacks_are_named() -> None:
     with pytest.raises(DataError, match=r"2 classes .* first 'cat'.*--data-classes"):
         labels_in_bundle(dataset("cat", "red", "dog"), ["red"], advice="Add --data-classes")

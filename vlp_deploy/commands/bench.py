@@ -173,7 +173,7 @@ def bench(
     )
     contenders = _contenders(classifier, rivals, beside or [], options)
     alone = fixed_batch(opened.manifest.structure)  # the one batch size that there is, if so
-    batches = batch or ([alone] if alone else [1, 8])
+    batches = list(dict.fromkeys(batch or ([alone] if alone else [1, 8])))
     steps = PASSES * len(batches) + len(plan) * len(contenders)
     steps += questions.images(len(contenders)) if questions else 0
     with Progress(console=Console(stderr=True), transient=True) as bar:

@@ -252,16 +252,17 @@ def _pixels(path: Path, preprocessing: Preprocessing) -> Pixels:
 def labels_in_bundle(dataset: Dataset, classes: Sequence[str], *, advice: str) -> list[Sample]:
     """The test samples with labels counted in the bundle's `classes`.
 
-    Raises DataError, with the `advice`, if DATA has classes that the bundle lacks.
+    Names are the same in whatever capitals and spacing. Raises DataError, with the `advice`, if
+    DATA has classes that the bundle lacks.
     """
-    index = {name: number for number, name in enumerate(classes)}
-    if strangers := [name for name in dataset.class_names if name not in index]:
+    index = {name_key(name): number for number, name in enumerate(classes)}
+    if strangers := [name for name in dataset.class_names if name_key(name) not in index]:
         raise DataError(
             f"{dataset.source} has {len(strangers)} classes that the bundle does not know, first "
             f"{strangers[0]!r}; the bundle has {len(classes)}. {advice}"
         )
     samples = [
-        Sample(path=sample.path, label=index[dataset.class_names[sample.label]])
+        Sample(path=sample.path, label=index[name_key(dataset.class_names[sample.label])])
         for sample in dataset.split("test")
     ]
     if not samples:
