@@ -99,13 +99,6 @@ def test_paired_difference_is_far_surer_than_two_shares() -> None:
     assert interval.low <= interval.value <= interval.high
 
 
-def test_class_without_images_has_no_accuracy() -> None:
-    shares = metrics.per_class_accuracy(np.array([0, 1, 1]), np.array([0, 0, 1]), classes=3)
-
-    assert shares[:2].tolist() == [0.5, 1.0]
-    assert np.isnan(shares[2])
-
-
 def test_worst_confusion_comes_first() -> None:
     labels = np.array([0, 0, 0, 1, 2])
     answers = np.array([1, 1, 2, 1, 0])

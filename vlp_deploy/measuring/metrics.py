@@ -159,15 +159,6 @@ def resampled_means(values: Doubles) -> Doubles:
     return np.concatenate(means)
 
 
-def per_class_accuracy(answers: Labels, labels: Labels, *, classes: int) -> Doubles:
-    """(K,), NaN for a class without images."""
-    images = np.bincount(labels, minlength=classes)
-    hits = np.bincount(labels[answers == labels], minlength=classes)
-    with np.errstate(invalid="ignore"):
-        shares: Doubles = hits / images
-    return shares
-
-
 def confusions(answers: Labels, labels: Labels, *, most: int = 20) -> tuple[Confusion, ...]:
     """The pairs of classes that are mixed up most often, ordered pairs, the worst first."""
     wrong = answers != labels
