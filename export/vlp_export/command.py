@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -168,6 +169,8 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
     parity = Table(
         *("engine", "precision", "batch", "max |Δlogit|", "allowed", "min cosine"),
         *("batch cosine", "top-1", "verdict"),
+        box=SIMPLE_HEAD,
+        padding=0,  # or 80 columns would cut numbers
     )
     for row in manifest.parity:
         parity.add_row(
