@@ -127,7 +127,7 @@ def check_dpc(runs: Mapping[str, Sequence[Scores]]) -> None:
             assert tuned["new"] == before["new"], f"{name} changed the answers for new classes"
 
 
-def table(runs: Mapping[str, Sequence[Scores]], seconds: Mapping[str, float]) -> str:
+def table(runs: Mapping[str, Sequence[Scores]]) -> str:
     """Markdown: mean ± standard deviation over the seeds, the best of each column marked."""
     means = {
         name: {column: mean(s[column] for s in scores) for column in COLUMNS}
@@ -135,8 +135,8 @@ def table(runs: Mapping[str, Sequence[Scores]], seconds: Mapping[str, float]) ->
     }
     best = {column: max(row[column] for row in means.values()) for column in COLUMNS}
     lines = [
-        f"| method | {' | '.join(COLUMNS)} | seconds |",
-        f"|---|{'---|' * (len(COLUMNS) + 1)}",
+        f"| method | {' | '.join(COLUMNS)} |",
+        f"|---|{'---|' * len(COLUMNS)}",
     ]
     for name, scores in runs.items():
         cells = []
@@ -144,7 +144,7 @@ def table(runs: Mapping[str, Sequence[Scores]], seconds: Mapping[str, float]) ->
             spread = stdev(s[column] for s in scores) if len(scores) > 1 else 0.0
             cell = f"{means[name][column]:.1f} ± {spread:.1f}"
             cells.append(f"**{cell}**" if means[name][column] == best[column] else cell)
-        lines.append(f"| {name} | {' | '.join(cells)} | {seconds[name]:.0f} |")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
@@ -195,7 +195,7 @@ def main() -> None:
     runs = {name: [of_seed[name][0] for of_seed in measured] for name in names}
     seconds = {name: mean(of_seed[name][1] for of_seed in measured) for name in names}
     check_dpc(runs)
-    print(table(runs, seconds))
+    print(table(runs))
     line = {
         "when": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": " ".join(["python", *sys.argv]),
