@@ -240,14 +240,16 @@ def bench_loops(folder: Path, options: argparse.Namespace) -> list[Row]:
     from torch.utils.data import DataLoader
     from torchvision import transforms
 
+    from vlp_deploy.measuring.rivals import RivalOptions
     from vlp_train.eager import load_eager
 
     classifier = Classifier.load(embedded.default_bundle())
     paths = write_photos(folder, options.images)
     cores = len(os.sched_getaffinity(0))
-    eager = load_eager(
-        classifier.bundle, classes=classifier.classes, pretrained=None, threads=cores
+    options_of_rival = RivalOptions(
+        classes=classifier.classes, pretrained=None, threads=cores, device="cpu"
     )
+    eager = load_eager(classifier.bundle, options_of_rival)
     size = classifier.bundle.manifest.preprocessing.image_size
     transform = transforms.Compose(
         [

@@ -111,7 +111,9 @@ def measure_latencies(
             for name in (*contenders, REFERENCE_WORK)
         }
         for batch in PASSES * tuple(batches):
-            measured = take_turns(calls[batch], seconds=seconds / PASSES, least=LEAST_ROUNDS)
+            measured = take_turns(
+                calls[batch], seconds=seconds / PASSES, least=LEAST_ROUNDS, settle=True
+            )
             for name, passed in measured.items():
                 times[name].passes[batch].append(passed)
             progress(f"latency at batch {batch}", 1)
