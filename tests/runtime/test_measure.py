@@ -63,20 +63,6 @@ def test_take_turns_finds_the_slower_contender() -> None:
     assert np.median(times["slow"]) >= 3
 
 
-def test_settled_turns_time_the_second_of_two_calls() -> None:
-    calls: list[int] = []
-
-    def slow_behind_another() -> None:
-        calls.append(1)
-        if len(calls) % 2:
-            time.sleep(0.002)
-
-    times = take_turns({"a": slow_behind_another}, seconds=0, warm_up=0, settle=True)
-
-    assert len(calls) == 2 * len(times["a"])
-    assert np.median(times["a"]) < 1
-
-
 def test_take_turns_rotates_who_goes_first() -> None:
     order: list[str] = []
     take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0)

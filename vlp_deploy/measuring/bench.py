@@ -111,9 +111,7 @@ def measure_latencies(
             for name in (*contenders, REFERENCE_WORK)
         }
         for batch in PASSES * tuple(batches):
-            measured = take_turns(
-                calls[batch], seconds=seconds / PASSES, least=LEAST_ROUNDS, settle=True
-            )
+            measured = take_turns(calls[batch], seconds=seconds / PASSES, least=LEAST_ROUNDS)
             for name, passed in measured.items():
                 times[name].passes[batch].append(passed)
             progress(f"latency at batch {batch}", 1)

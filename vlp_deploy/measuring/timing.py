@@ -87,14 +87,11 @@ def take_turns(
     seconds: float,
     warm_up: int = 3,
     least: int = 10,
-    settle: bool = False,
 ) -> dict[str, Doubles]:
     """Call every contender once a round, in rotating order, for about `seconds` and at least
     `least` rounds.
 
-    With `settle`, each timed call follows one that is not timed: short calls are slower right
-    behind another contender, whose data fills the caches and whose threads are awake. Returns each
-    contender's times in milliseconds, round by round, so that they can be paired.
+    Returns each contender's times in milliseconds, round by round, so that they can be paired.
     """
     names = list(contenders)
     for name in names * warm_up:
@@ -103,8 +100,6 @@ def take_turns(
     deadline, rounds = time.perf_counter() + seconds, 0
     while rounds < least or time.perf_counter() < deadline:
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
-            if settle:
-                contenders[name]()
             times[name].append(milliseconds(contenders[name]))
         rounds += 1
     return {name: np.array(values) for name, values in times.items()}
