@@ -470,4 +470,4 @@ def test_export_for_openvino_fails_where_openvino_answers_wrongly(
         export(
             saved(coop(), tmp_path), tmp_path / "bundle", pretrained=pretrained, engine="openvino"
         )
-    assert leftovers(tmp_path) == ["prompt.safetensors", "vlp-cache"]
+    assert leftovers(tmp_path) == ["prompt.safetensors"]
