@@ -289,6 +289,7 @@ def test_a_builder_that_crashes_is_an_error_here(
 def test_a_graph_that_is_none_is_explained_in_the_builders_words(
     graph: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the builder under test")
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join(sys.path))
 
     with pytest.raises(EngineError, match=r"tensorrt_rtx engine .* failed: .*cannot be read"):
@@ -416,6 +417,7 @@ def test_no_gpu_says_what_the_driver_says() -> None:
 
 
 def test_no_driver_says_what_to_do(graph: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the builder under test")
     monkeypatch.setattr("vlp_deploy.engines.tensorrt.cuda.LIBRARY", "libno-such-driver.so")
     first_gpu.cache_clear()
 
@@ -428,4 +430,9 @@ def test_missing_tensorrt_names_the_extra(graph: Path, monkeypatch: pytest.Monke
 
     with pytest.raises(MissingExtraError, match=r"pip install 'vlp-deploy\[tensorrt\]'"):
         TensorRtEngine(graph, EngineOptions(device="cuda"))
+
+
+def test_the_builder_names_the_gpus_it_builds_for() -> None:
+    pytest.importorskip("tensorrt_rtx", reason="the builder under test")
+
     assert builder.supported_compute_capabilities("tensorrt_rtx")[:2] == ("7.5", "8.0")
