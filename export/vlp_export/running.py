@@ -1,12 +1,14 @@
 """A checkpoint's graphs as they run: what proofs and class banks are made with."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from vlp_deploy.classes.conditioned import run_in_pieces
 from vlp_deploy.classes.coupled import one_by_one
 from vlp_deploy.classes.dual import IMAGE_BASE, IMAGE_NEW
 from vlp_deploy.classes.inputs import ClassSource
@@ -16,10 +18,28 @@ from vlp_export.class_texts import class_source
 from vlp_export.dialects import PORTABLE, Dialect
 from vlp_export.folding import Floats, Weights
 from vlp_export.graphs import Graphs
-from vlp_export.served import run_in
-from vlp_export.session import Sessions
+from vlp_export.served import Run, run_in
+from vlp_export.session import Session
 
 Progress = Callable[[str], None]
+
+
+class Sessions:
+    """The graphs of a bundle by role, each loaded when it is first run."""
+
+    def __init__(self, graphs: Graphs, load: Callable[[bytes], Run] = Session) -> None:
+        self._graphs, self._load = graphs, load
+        self._loaded: dict[str, Run] = {}
+
+    def __call__(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
+        """Outputs of the graph of a role."""
+        if role not in self._loaded:
+            self._loaded[role] = self._load(self._graphs.files[role].content)
+        return self._loaded[role](inputs)
+
+    def image(self, pixels: NDArray[np.uint8], bank: ClassBank) -> tuple[Floats, Floats]:
+        """(B, 3, S, S) → embeddings (B, D) and logits (B, K)."""
+        return run_in_pieces(partial(self, bank.graph), pixels, bank.inputs)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -20,13 +20,13 @@ from vlp_deploy.cli import run
 from vlp_deploy.errors import CheckpointError, MissingExtraError, ModelError, TrainingError
 from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_deploy.formats.checkpoint import IMAGE_GRAPH, PromptCheckpoint
-from vlp_train import other_towers
+from vlp_train import tracing
 from vlp_train.backbones import load_backbone, reload_backbone
 from vlp_train.importing import road
 from vlp_train.importing.road import check_tower
 from vlp_train.methods import METHODS, check_towers
-from vlp_train.other_towers import image_graph
 from vlp_train.request import Request
+from vlp_train.tracing import image_graph
 from vlp_train.training import train
 
 PREPROCESSING = Preprocessing(image_size=SIZE)
@@ -119,7 +119,7 @@ def test_a_plain_vit_has_no_such_graph(tiny_clip: Any) -> None:
 def test_a_missing_exporter_is_told_before_the_training(
     models: dict[str, Model], monkeypatch: pytest.MonkeyPatch, data: Path, tmp_path: Path
 ) -> None:
-    monkeypatch.setattr(other_towers, "find_spec", lambda name: None)
+    monkeypatch.setattr(tracing, "find_spec", lambda name: None)
     resnet = models["resnet"]
 
     with pytest.raises(MissingExtraError, match=r"onnxscript.*\n?.*train"):

@@ -37,12 +37,12 @@ from vlp_train.images import ImageSet
 from vlp_train.methods import Config, check_towers, method_config, method_entry
 from vlp_train.methods.base import Method, Task, Training
 from vlp_train.metrics import HARMONIC_MEAN, harmonic_mean, metric_name, own_metric
-from vlp_train.other_towers import image_graph
 from vlp_train.parallel import Processes, joined, place
 from vlp_train.prompted import Prompts
 from vlp_train.reference import reference_pixels, references
 from vlp_train.request import Request
 from vlp_train.run import Epoch, Run
+from vlp_train.tracing import image_graph
 from vlp_train.validation import hold_out
 
 SECOND_STAGES = ("dpc",)  # methods that go on from a tuned prompt

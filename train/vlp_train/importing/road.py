@@ -42,9 +42,9 @@ from vlp_train.importing.pictures import drawn_pictures, samples_of
 from vlp_train.importing.questions import EPOCH, STAGE1, Answers, answer
 from vlp_train.importing.reader import read_official
 from vlp_train.importing.same_clip import check_same_clip
-from vlp_train.other_towers import image_graph
 from vlp_train.prompted import Prompts
 from vlp_train.reference import candidates, clearest, reference_pixels, references
+from vlp_train.tracing import image_graph
 
 BATCH = 16
 
