@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 
 from vlp_deploy.measuring.timing import (
+    all_turns,
     describe_machine,
     latency,
+    medians,
     paired_ratio,
     reference_work,
     take_turns,
@@ -68,6 +70,18 @@ def test_take_turns_rotates_who_goes_first() -> None:
     take_turns({"a": lambda: order.append("a"), "b": lambda: order.append("b")}, seconds=0)
 
     assert order[6:10] == ["a", "b", "b", "a"]  # after 3 warm-up calls of each
+
+
+def test_a_turn_is_a_row_of_calls_whose_first_is_not_counted() -> None:
+    quick: list[None] = []
+    contenders = {"quick": lambda: quick.append(None), "slow": lambda: time.sleep(0.02)}
+
+    turns = all_turns(contenders, seconds=0.04, warm_up=0, least=2)
+
+    assert [len(turn) for turn in turns["slow"]] == [1, 1]  # one is longer than a turn
+    assert len(turns["quick"]) == 2
+    assert sum(map(len, turns["quick"])) == len(quick) - 2
+    assert medians(turns["slow"]).tolist() == [turn[0] for turn in turns["slow"]]
 
 
 def test_machine_names_installed_packages_only() -> None:

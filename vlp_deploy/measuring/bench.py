@@ -26,14 +26,16 @@ from vlp_deploy.measuring.timing import (
     Doubles,
     Latency,
     Machine,
+    all_turns,
     latency,
+    medians,
     milliseconds,
     paired_ratio,
     reference_work,
-    take_turns,
 )
 
 LEAST_ROUNDS = 2  # of a pass
+WARM_UP = 3  # calls before each pass
 MOST_LOAD = 0.5  # of the cores, by other programs
 MOST_WAVERING = 1.3  # between the slowest pass of the reference work and the fastest
 REFERENCE_WORK = "reference work"
@@ -41,10 +43,19 @@ REFERENCE_WORK = "reference work"
 
 @dataclass(frozen=True, kw_only=True)
 class Times:
-    """Milliseconds of every call of one contender, by batch size: the first, and the passes."""
+    """Milliseconds of every call of one contender, by batch size: the first, and all turns of each
+    pass."""
 
     first: dict[int, float]
-    passes: dict[int, list[Doubles]]
+    passes: dict[int, list[list[Doubles]]]
+
+    def calls(self, batch: int) -> list[Doubles]:
+        """All calls of each pass."""
+        return [np.concatenate(turns) for turns in self.passes[batch]]
+
+    def turns(self, batch: int) -> Doubles:
+        """The median calls of all turns, which those of another contender are paired with."""
+        return medians([turn for turns in self.passes[batch] for turn in turns])
 
 
 def measure_contenders(
@@ -71,12 +82,11 @@ def measure_contenders(
             name=name,
             text_embeddings_cached=cached,
             latencies=tuple(
-                latency(ms, work.passes[n], batch=n, first_ms=times[name].first[n])
-                for n, ms in times[name].passes.items()
+                latency(times[name].calls(n), work.calls(n), batch=n, first_ms=times[name].first[n])
+                for n in batches
             ),
             ratios=tuple(
-                paired_ratio(np.concatenate(ms), np.concatenate(times[reference].passes[n]))
-                for n, ms in times[name].passes.items()
+                paired_ratio(times[name].turns(n), times[reference].turns(n)) for n in batches
             ),
         )
         for name in contenders
@@ -111,7 +121,9 @@ def measure_latencies(
             for name in (*contenders, REFERENCE_WORK)
         }
         for batch in PASSES * tuple(batches):
-            measured = take_turns(calls[batch], seconds=seconds / PASSES, least=LEAST_ROUNDS)
+            measured = all_turns(
+                calls[batch], seconds=seconds / PASSES, warm_up=WARM_UP, least=LEAST_ROUNDS
+            )
             for name, passed in measured.items():
                 times[name].passes[batch].append(passed)
             progress(f"latency at batch {batch}", 1)

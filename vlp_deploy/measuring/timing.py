@@ -3,8 +3,9 @@
 All times are wall-clock milliseconds of `time.perf_counter`. A fixed piece of work takes its turns
 too: how its time changes tells what the machine did to everything else.
 
-Legend: n calls, b blocks of consecutive calls. A pass is a row of calls; the PASSES of one thing
-lie apart in time, other things between them, so that a load which comes and goes is seen as that.
+Legend: n calls, b blocks of consecutive calls. A turn is a row of calls that nothing interrupts. A
+pass is a row of turns; the PASSES of one thing lie apart in time, other things between them, so
+that a load which comes and goes is seen as that.
 """
 
 import os
@@ -26,6 +27,7 @@ Doubles = NDArray[np.float64]
 PERCENTILES = (50, 90, 95, 99)
 QUANTILES = 200
 PASSES = 8
+TURN_SECONDS = 0.1
 QUICK = 10  # percentile: what other programs disturb least, as they only ever add time
 BLOCKS = 20
 RESAMPLES = 2000
@@ -47,7 +49,7 @@ class Spread(Record, frozen=True, kw_only=True):
 
 
 class Latency(Spread, frozen=True, kw_only=True):
-    """How long one call took that was given `batch` images, while nothing else was called.
+    """How long one call took that was given `batch` images, one after the other.
 
     `first_ms` is the very first call, which allocates and may compile. `quantiles_ms` draw the
     distribution: QUANTILES of them, evenly spaced from the fastest call to the slowest. `passes_ms`
@@ -88,21 +90,49 @@ def take_turns(
     warm_up: int = 3,
     least: int = 10,
 ) -> dict[str, Doubles]:
-    """Call every contender once a round, in rotating order, for about `seconds` and at least
-    `least` rounds.
+    """Give every contender its turn in each round, in rotating order, for about `seconds` and at
+    least `least` rounds.
 
-    Returns each contender's times in milliseconds, round by round, so that they can be paired.
+    Returns the median of each contender's turns in milliseconds, round by round, so that they can
+    be paired.
+    """
+    turns = all_turns(contenders, seconds=seconds, warm_up=warm_up, least=least)
+    return {name: medians(own) for name, own in turns.items()}
+
+
+def all_turns(
+    contenders: Mapping[str, Callable[[], object]], *, seconds: float, warm_up: int, least: int
+) -> dict[str, list[Doubles]]:
+    """The same with the times of all calls of each turn, in milliseconds.
+
+    A turn is a row of calls that lasts up to TURN_SECONDS, because a call alone, between others, is
+    slower than the same in a row: its weights have left the caches and its threads fell asleep. For
+    the same reason the first call of a row is left out.
     """
     names = list(contenders)
     for name in names * warm_up:
         contenders[name]()
-    times: dict[str, list[float]] = {name: [] for name in names}
+    turns: dict[str, list[Doubles]] = {name: [] for name in names}
+    longest = min(TURN_SECONDS, seconds / (least * len(names)))
     deadline, rounds = time.perf_counter() + seconds, 0
     while rounds < least or time.perf_counter() < deadline:
         for name in names[rounds % len(names) :] + names[: rounds % len(names)]:
-            times[name].append(milliseconds(contenders[name]))
+            turns[name].append(_turn(contenders[name], longest))
         rounds += 1
-    return {name: np.array(values) for name, values in times.items()}
+    return turns
+
+
+def _turn(call: Callable[[], object], seconds: float) -> Doubles:
+    """Milliseconds of the calls of a turn."""
+    deadline, times = time.perf_counter() + seconds, [milliseconds(call)]
+    while time.perf_counter() < deadline:
+        times.append(milliseconds(call))
+    return np.array(times[1:] or times)
+
+
+def medians(turns: Sequence[Doubles]) -> Doubles:
+    """The median call of each turn."""
+    return np.array([np.median(turn) for turn in turns])
 
 
 def milliseconds(call: Callable[[], object]) -> float:
