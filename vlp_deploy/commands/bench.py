@@ -5,16 +5,15 @@ import os
 import tempfile
 from collections.abc import Iterable, Sequence, Set
 from pathlib import Path
-from typing import Annotated
 
 import msgspec
-import typer
 from rich.console import Console
 from rich.progress import Progress
 
 from vlp_deploy.classes.class_list import name_key, read_class_list
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
+from vlp_deploy.commands import bench_options as option
 from vlp_deploy.data.dataset import Dataset, load_dataset
 from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.embedded import default_bundle
@@ -38,7 +37,7 @@ from vlp_deploy.measuring.evaluation import (
 from vlp_deploy.measuring.gemm import measure_gemm
 from vlp_deploy.measuring.loops import LoopPlan, with_loops
 from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, GemmRate, Stages
-from vlp_deploy.measuring.rivals import AGAINST, RivalOptions, load_in, load_rival, rival_names
+from vlp_deploy.measuring.rivals import RivalOptions, load_in, load_rival, rival_names
 from vlp_deploy.measuring.stages import measure_stages, write_golden_images
 from vlp_deploy.measuring.tables import Shown, comparison_tables, report_tables
 from vlp_deploy.measuring.timing import PASSES, describe_machine
@@ -49,103 +48,30 @@ REPORT_FILE, COMPARISON_FILE = "bench.json", "comparison.json"
 
 
 def bench(
-    bundle: Annotated[
-        Path | None, typer.Argument(help="Folder made by `vlp export`. Default: the embedded one.")
-    ] = None,
-    data: Annotated[
-        Path | None,
-        typer.Option(
-            help="Labelled images: accuracy on their test split, with JPEG decoded in full, as "
-            "`vlp classify` does with --exact-decode only."
-        ),
-    ] = None,
-    image_root: Annotated[
-        Path | None, typer.Option(help="What the paths in a list --data are relative to.")
-    ] = None,
-    classnames: Annotated[
-        Path | None, typer.Option(help="File of 'folder name' lines that names --data's classes.")
-    ] = None,
-    data_classes: Annotated[
-        bool, typer.Option(help="Classify into the class names of --data, not the bundle's.")
-    ] = False,
-    unknown: Annotated[
-        Path | None,
-        typer.Option(help="Images of none of the classes: how well 'none of these' can be told."),
-    ] = None,
-    domain: Annotated[
-        str | None,
-        typer.Option(
-            help="Regular expression; its group, in an image's path, is the image's domain (style, "
-            "camera, site): top-1 for each."
-        ),
-    ] = None,
-    base_classes: Annotated[
-        Path | None,
-        typer.Option(
-            help="File of the classes that were tuned on: base, new, harmonic mean. Default: with "
-            "--data-classes the bundle's own, if --data has others too."
-        ),
-    ] = None,
-    transfer: Annotated[
-        list[Path] | None,
-        typer.Option(help="Other labelled images, classified into class names of their own."),
-    ] = None,
-    beside: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Another bundle of the same classes, of another precision say; in another engine "
-            "as BUNDLE@ENGINE."
-        ),
-    ] = None,
-    against: Annotated[
-        str,
-        typer.Option(
-            help=f"Run the same classifier beside it; comma-separated: {', '.join(AGAINST)}."
-        ),
-    ] = "",
-    pretrained: Annotated[
-        str | None, typer.Option(help="The backbone's weights, for --against torch.")
-    ] = None,
-    batch: Annotated[
-        list[int] | None, typer.Option(min=1, help="Batch sizes: 1, 8, or the bundle's own.")
-    ] = None,
-    seconds: Annotated[float, typer.Option(min=0, help="Time to spend on each batch size.")] = 5.0,
-    concurrency: Annotated[
-        str,
-        typer.Option(
-            help="Closed loops: callers at a time, each calling again when it is answered. '' "
-            "leaves them out."
-        ),
-    ] = "1,2,4",
-    rate: Annotated[
-        str,
-        typer.Option(
-            help="Open loops: requests a second, comma-separated; latency counts from the moment "
-            "a request was due."
-        ),
-    ] = "",
-    constant_rate: Annotated[
-        bool, typer.Option(help="Requests of open loops come evenly, not as a Poisson process.")
-    ] = False,
-    stages: Annotated[
-        bool, typer.Option(help="Also time reading, decoding, preprocessing, engine and head.")
-    ] = True,
-    threads: Annotated[int, typer.Option(min=0, help="0: one for every core.")] = 0,
-    engine: Annotated[str, typer.Option(help="auto, or an engine's name.")] = "auto",
-    device: Annotated[str, typer.Option(help="cpu, or cuda.")] = "cpu",
-    cold_start: Annotated[
-        bool, typer.Option(help="Also measure fresh processes: cold start, matrix products.")
-    ] = True,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder for bench.json, report.html and report.md, which replace older ones."
-        ),
-    ] = None,
-    compare: Annotated[
-        tuple[Path, Path] | None,
-        typer.Option(help="Measure nothing: say what changed from one report to the other."),
-    ] = None,
+    bundle: option.Bundle = None,
+    data: option.Data = None,
+    image_root: option.ImageRoot = None,
+    classnames: option.ClassNames = None,
+    data_classes: option.DataClasses = False,
+    unknown: option.Unknown = None,
+    domain: option.Domain = None,
+    base_classes: option.BaseClasses = None,
+    transfer: option.Transfer = None,
+    beside: option.Beside = None,
+    against: option.Against = "",
+    pretrained: option.Pretrained = None,
+    batch: option.Batch = None,
+    seconds: option.Seconds = 5.0,
+    concurrency: option.Concurrency = "1,2,4",
+    rate: option.Rate = "",
+    constant_rate: option.ConstantRate = False,
+    stages: option.Stages = True,
+    threads: option.Threads = 0,
+    engine: option.Engine = "auto",
+    device: option.Device = "cpu",
+    cold_start: option.ColdStart = True,
+    output: option.Output = None,
+    compare: option.Compare = None,
 ) -> None:
     """Measure latency per batch size, throughput, cold start, and accuracy on labelled images.
 
