@@ -1,6 +1,6 @@
 """Whether `vlp bench` tells the time that an engine really takes: within 10 % of a plain loop.
 
-    python benchmarks/bench_agreement.py [--batch 1 8] [--seconds 3] [--rounds 5] [--bundle B]
+    python benchmarks/bench_agreement.py [--batch 1 8] [--seconds 2] [--rounds 9] [--bundle B]
 
 `vlp bench` and the loop run by turns, each in a process of its own, `--rounds` times. The loop
 shares no code with it: it reads the graph and its inputs, loads onnxruntime with the same number of
@@ -84,8 +84,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--bundle", type=Path, default=None)
     parser.add_argument("--batch", type=int, nargs="+", default=[1, 8])
-    parser.add_argument("--seconds", type=float, default=3.0)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--seconds", type=float, default=2.0)
+    parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
     options.bundle = options.bundle or default_bundle()
