@@ -38,10 +38,11 @@ def icons(tmp_path: Path) -> Path:
     folder = tmp_path / "icons"
     (folder / "json").mkdir(parents=True)
     mit, restricted = {"spdx": "MIT"}, {"spdx": "CC-BY-NC-4.0"}
-    isc = {"spdx": "ISC", "url": "https://example.org/licence"}
+    attributed = {"spdx": "CC-BY-4.0", "url": "https://example.org/by/4.0/"}
     collections = {
         "plain": {"name": "Plain", "license": mit, "category": "UI 24px", "palette": False},
-        "tinted": {"name": "Tinted", "license": isc, "palette": True},
+        "tinted": {"name": "Tinted", "license": attributed, "palette": True},
+        "streamline-ultimate": {"name": "Held out", "license": attributed},
         "paid": {"name": "Paid", "license": restricted, "category": "UI 24px"},
         "noto": {"name": "Noto", "license": mit},
         "smileys": {"name": "Smileys", "license": mit, "category": "Emoji"},
@@ -52,7 +53,7 @@ def icons(tmp_path: Path) -> Path:
         "unlicensed": {"name": "No licence given"},
     }
     for info in collections.values():
-        info["author"] = {"name": "Somebody, Else"}
+        info["author"] = {"name": "Somebody, Else", "url": "https://example.org"}
     (folder / "collections.json").write_text(json.dumps(collections))
     for prefix, body in (("plain", CIRCLE), ("tinted", SQUARE)):
         dogs = ("outline", "24-outline", "fill", "bold", "thin", "light", "duotone", "sharp")

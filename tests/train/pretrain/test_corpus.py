@@ -1,6 +1,7 @@
 """Which sets and drawings are taken, and how they are packed."""
 
 import csv
+import json
 from pathlib import Path
 
 import numpy as np
@@ -25,7 +26,19 @@ def svg(body: str) -> str:
     return RING.format(body)
 
 
-def test_sets_without_licence_animated_or_about_emoji_are_left_out(icons: Path) -> None:
+def test_authors_are_named_where_the_package_names_their_collection(tmp_path: Path) -> None:
+    info = {
+        "name": "Game Icons",
+        "author": {"name": "GameIcons", "url": "https://example.org"},
+        "license": {"spdx": "CC-BY-3.0", "url": "https://example.org/license.txt"},
+    }
+    (tmp_path / "collections.json").write_text(json.dumps({"game-icons": info}))
+    [icon_set] = allowed_sets(tmp_path)
+    assert icon_set.author.startswith("Lorc, Delapouite")
+    assert icon_set.licence_url == "https://example.org/license.txt"  # names them all
+
+
+def test_sets_without_licence_held_out_or_about_emoji_are_left_out(icons: Path) -> None:
     assert [each.prefix for each in allowed_sets(icons)] == ["plain", "tinted"]
 
 
@@ -155,11 +168,13 @@ def test_packed_corpus_reads_back(tmp_path: Path, icons: Path) -> None:
     with (tmp_path / "corpus/licences.csv").open() as file:
         listed = {row["source"]: row for row in csv.DictReader(file)}
     assert listed["plain"]["drawings"] == "2"
+    # What CC-BY asks to be named.
     assert listed["tinted"] == {
         "source": "tinted",
         "title": "Tinted",
         "author": "Somebody, Else",
-        "licence": "ISC",
-        "licence url": "https://example.org/licence",
+        "address": "https://example.org",
+        "licence": "CC-BY-4.0",
+        "licence url": "https://example.org/by/4.0/",
         "drawings": "0",
     }

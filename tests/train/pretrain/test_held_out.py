@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from vlp_train.emoji import STYLES, IconSet, normalised, read_classes
+from vlp_train.pretrain.corpus import HELD_OUT_SETS
 from vlp_train.pretrain.emoji_names import by_words, common_names, pictures_of, vendor_sets
 from vlp_train.pretrain.few_shot import curve_table, rises
 from vlp_train.pretrain.held_out import (
@@ -107,6 +108,7 @@ def test_trained_icons_are_the_colour_drawings_of_the_corpus(tmp_path: Path) -> 
 def test_held_out_styles_are_neither_trained_on_nor_tested() -> None:
     tested = {style.prefix for style in STYLES}
     assert not tested & {*COLOUR_SETS, "openmoji"}
+    assert set(COLOUR_SETS) < HELD_OUT_SETS
 
 
 def test_figures_count_ranks() -> None:

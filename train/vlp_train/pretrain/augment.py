@@ -1,13 +1,15 @@
 """Turn packed drawings into varied RGB training images, a whole batch at a time.
 
 Ink drawings are coloured like a child's colouring book: every part of the ink in a colour, every
-enclosed area in another, or without outlines as in flat art. All drawings are then moved, turned,
+enclosed area in another, or without outlines as in flat art. Colour drawings are painted over, part
+by part: a little, or wholly where their colours mean nothing. All drawings are then moved, turned,
 scaled, bent, mirrored, lit, recoloured and put on a background.
 
-Legend: B images, S pixels a side, P = 32 colours of a palette (`areas`).
+Legend: B images, S pixels a side, P = 32 colours of a palette (`areas`), L = S * S.
 """
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -19,6 +21,29 @@ _FILL_NONE, _FILL_ONE = 0.2, 0.3  # the rest: every area has its own colour
 _ONE_PEN, _VANISH = 0.6, 0.4
 _THICKER, _THINNER = 0.15, 0.1
 _BEND = 0.06
+_PAINTED, _TINT = 0.8, 0.3
+_PARTS, _CONTRAST = 4, 30.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sheets:
+    """Drawings to make images from, B1 in ink and then B2 in colour, with what to paint them with.
+
+    Attributes:
+        ink: uint8 (B1, S, S).
+        areas: uint8 (B1, 3, S, S), see `areas.areas_of`.
+        colour: uint8 RGBA (B2, S, S, 4).
+        paints: palettes (B1 + B2, P, 3) in [0, 1].
+        borrowed: (B1 + B2,), whether they are a namesake's.
+        telling: (B2,), whether a drawing's own colours are its subject's.
+    """
+
+    ink: Tensor
+    areas: Tensor
+    colour: Tensor
+    paints: Tensor
+    borrowed: Tensor
+    telling: Tensor
 
 
 def thicken(ink: Tensor, generator: Generator) -> Tensor:
@@ -33,15 +58,19 @@ def thicken(ink: Tensor, generator: Generator) -> Tensor:
     return result
 
 
-def palettes(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
-    """Draw colours (B, P, 3) of areas and parts of ink, and whether outlines vanish (B,)."""
-    colours = torch.rand(count, PALETTE, 3, generator=generator)
-    pens = colours[:, FIRST_PART:]
+def palettes(paints: Tensor, borrowed: Tensor, generator: Generator) -> tuple[Tensor, Tensor]:
+    """Give paints (B, P, 3) to areas and parts of ink: RGBA (B, P, 4), and if outlines vanish (B,).
+
+    Random paints are made lighter for areas; borrowed ones (B,) stay as they are.
+    """
+    count = len(paints)
+    pens = paints[:, FIRST_PART:]
     dark = torch.rand(count, 1, 1, generator=generator) < 0.5
     one_pen = torch.rand(count, 1, 1, generator=generator) < _ONE_PEN
     pens = torch.where(one_pen, pens[:, :1], pens)
     pens = torch.where(dark & one_pen, 0.3 * pens, pens)
-    fills = colours[:, :FIRST_PART].sqrt()
+    fills = paints[:, :FIRST_PART]
+    fills = torch.where(borrowed[:, None, None], fills, fills.sqrt())
     choice = torch.rand(count, 1, 1, generator=generator)
     one_fill = (choice >= _FILL_NONE) & (choice < _FILL_NONE + _FILL_ONE)
     fills = torch.where(one_fill, fills[:, 1:2], fills)
@@ -54,10 +83,19 @@ def palettes(count: int, generator: Generator) -> tuple[Tensor, Tensor]:
     return torch.cat([torch.cat([fills, pens], dim=1), alpha], dim=2), vanish
 
 
-def colour_ink(ink: Tensor, areas: Tensor, generator: Generator) -> Tensor:
-    """Colour ink (B, S, S) in [0, 1] by its areas (B, 3, S, S): premultiplied RGBA (B, 4, S, S)."""
+def colour_ink(ink: Tensor, areas: Tensor, colours: Tensor, vanish: Tensor) -> Tensor:
+    """Colour ink in [0, 1] by its areas.
+
+    Args:
+        ink: (B, S, S).
+        areas: (B, 3, S, S), see `areas.areas_of`.
+        colours: RGBA (B, P, 4) of areas and parts.
+        vanish: (B,), whether ink takes the colour of the area it borders.
+
+    Returns:
+        premultiplied RGBA (B, 4, S, S).
+    """
     count, size = len(ink), ink.shape[-1]
-    colours, vanish = palettes(count, generator)  # (B, P, 4)
     painter = torch.where(vanish[:, None, None], areas[:, 2], areas[:, 1])  # (B, S, S)
     first = (PALETTE * torch.arange(count, dtype=torch.int32))[:, None, None]
     flat = colours.flatten(0, 1)
@@ -67,6 +105,45 @@ def colour_ink(ink: Tensor, areas: Tensor, generator: Generator) -> Tensor:
     below = (1 - ink) * fill[..., 3:]
     rgba = torch.cat([ink * pen + below * fill[..., :3], ink + below], dim=-1)
     return rgba.permute(0, 3, 1, 2).reshape(count, 4, size, size)
+
+
+def repaint(
+    rgb: Tensor, alpha: Tensor, paints: Tensor, amount: Tensor, generator: Generator
+) -> Tensor:
+    """Move the colours of drawings part by part towards paints.
+
+    A part is what is near one of four colours of the drawing, each that of a random opaque pixel;
+    pixels between two, as at edges, move with both.
+
+    Args:
+        rgb: straight colours (B, L, 3) in [0, 1].
+        alpha: (B, L).
+        paints: (B, P, 3) in [0, 1].
+        amount: (B,), 0 for none of the way, 1 for all.
+
+    Returns:
+        straight colours (B, L, 3).
+    """
+    chosen = torch.multinomial(alpha + 1e-6, _PARTS, generator=generator)  # (B, parts)
+    centres = rgb.gather(1, chosen[..., None].expand(-1, -1, 3))  # (B, parts, 3)
+    distance = torch.cdist(rgb, centres).square()  # (B, L, parts)
+    shift = amount[:, None, None] * (paints[:, :_PARTS] - centres)
+    return (rgb + F.softmax(-_CONTRAST * distance, dim=2) @ shift).clamp(0, 1)
+
+
+def paint_colours(sheets: Sheets, generator: Generator) -> Tensor:
+    """Paint the drawings in colour over: premultiplied RGBA (B2, 4, S, S)."""
+    count, size = sheets.colour.shape[:2]
+    if not count:
+        return torch.zeros(0, 4, size, size)
+    rgba = sheets.colour.flatten(1, 2).float() / 255  # (B2, L, 4)
+    wholly = ~sheets.telling & (torch.rand(count, generator=generator) < _PAINTED)
+    tint = _TINT * torch.rand(count, generator=generator)
+    amount = torch.where(wholly, 1.0, tint)
+    rgb, alpha = rgba[..., :3], rgba[..., 3]
+    rgb = repaint(rgb, alpha, sheets.paints[-count:], amount, generator)
+    painted = torch.cat([rgb * alpha[..., None], alpha[..., None]], dim=2)
+    return painted.transpose(1, 2).unflatten(2, (size, size))
 
 
 def move(rgba: Tensor, generator: Generator) -> Tensor:
@@ -98,7 +175,8 @@ def light(rgba: Tensor, generator: Generator) -> Tensor:
     ramp = torch.linspace(-1, 1, size)
     slope = 0.35 * (2 * torch.rand(count, 2, 1, 1, generator=generator) - 1)
     brightness = 1 + slope[:, :1] * ramp[:, None] + slope[:, 1:] * ramp
-    height = F.avg_pool2d(rgba[:, 3:], 7, stride=1, padding=3)
+    height = F.avg_pool2d(rgba[:, 3:], (7, 1), stride=1, padding=(3, 0))
+    height = F.avg_pool2d(height, (1, 7), stride=1, padding=(0, 3))
     down = F.pad(height[:, :, 2:] - height[:, :, :-2], (0, 0, 1, 1))
     right = F.pad(height[..., 2:] - height[..., :-2], (1, 1))
     angle = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)
@@ -136,21 +214,12 @@ def soften(images: Tensor, generator: Generator) -> Tensor:
     return images
 
 
-def augment(ink: Tensor, areas: Tensor, colour: Tensor, generator: Generator) -> Tensor:
-    """Make RGB images in [0, 1] from ink drawings, then colour drawings.
-
-    Args:
-        ink: uint8 (B1, S, S).
-        areas: uint8 (B1, 3, S, S), see `areas.areas_of`.
-        colour: uint8 RGBA (B2, S, S, 4).
-        generator: the only source of chance.
-
-    Returns:
-        float32 (B1 + B2, 3, S, S), in the order given.
-    """
-    coloured = colour_ink(thicken(ink.float() / 255, generator), areas, generator)
-    own = colour.permute(0, 3, 1, 2).float() / 255
-    own = torch.cat([own[:, :3] * own[:, 3:], own[:, 3:]], dim=1)
-    rgba = move(torch.cat([coloured, own]), generator)
+def augment(sheets: Sheets, generator: Generator) -> Tensor:
+    """Make RGB images (B1 + B2, 3, S, S) in [0, 1]; the generator is the only source of chance."""
+    inks = len(sheets.ink)
+    ink = thicken(sheets.ink.float() / 255, generator)
+    colours, vanish = palettes(sheets.paints[:inks], sheets.borrowed[:inks], generator)
+    coloured = colour_ink(ink, sheets.areas, colours, vanish)
+    rgba = move(torch.cat([coloured, paint_colours(sheets, generator)]), generator)
     rgba = recolour(light(rgba, generator), generator)
     return soften(place(rgba, generator), generator).clamp(0, 1)

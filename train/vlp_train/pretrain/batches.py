@@ -11,8 +11,9 @@ import torch
 from torch import Generator, Tensor
 
 from vlp_deploy.formats.architecture import OPENAI_MEAN, OPENAI_STD
-from vlp_train.pretrain.augment import augment
+from vlp_train.pretrain.augment import Sheets, augment
 from vlp_train.pretrain.pack import Corpus
+from vlp_train.pretrain.paints import Paints
 from vlp_train.pretrain.sampling import caption_shares
 
 
@@ -41,7 +42,7 @@ class Batches:
 
     def __init__(self, corpus: Corpus, probability: Tensor, captions: list[str]) -> None:
         index = {caption: at for at, caption in enumerate(captions)}
-        self._corpus = corpus
+        self._corpus, self._paints = corpus, Paints(corpus)
         self._cumulative = probability.cumsum(0)
         self._shares = [list(accumulate(own)) for own in caption_shares(corpus)]
         self._targets = [[index[caption] for caption in own] for own in corpus.captions]
@@ -51,20 +52,27 @@ class Batches:
         points = torch.rand(count, generator=generator, dtype=torch.float64)
         drawn = torch.searchsorted(self._cumulative, points).clamp(max=len(self._corpus) - 1)
         drawn = drawn.sort().values  # ink drawings first
-        inks = len(self._corpus.ink)
-        plain, coloured = drawn[drawn < inks].numpy(), (drawn[drawn >= inks] - inks).numpy()
-        images = augment(
-            torch.from_numpy(self._corpus.ink[plain]),
-            torch.from_numpy(self._corpus.areas[plain]),
-            torch.from_numpy(self._corpus.colour[coloured]),
-            generator,
-        )
+        images = augment(self._sheets(drawn, generator), generator)
         luck = torch.rand(len(drawn), generator=generator).tolist()
         chosen = [
             self._targets[at][min(bisect(self._shares[at], chance), len(self._targets[at]) - 1)]
             for at, chance in zip(drawn.tolist(), luck, strict=True)
         ]
         return images, torch.tensor(chosen)
+
+    def _sheets(self, drawn: Tensor, generator: Generator) -> Sheets:
+        """The pixels of drawings (B,), ink first, and paints for them."""
+        inks = len(self._corpus.ink)
+        plain, coloured = drawn[drawn < inks].numpy(), (drawn[drawn >= inks] - inks).numpy()
+        paints, borrowed = self._paints(drawn, generator)
+        return Sheets(
+            ink=torch.from_numpy(self._corpus.ink[plain]),
+            areas=torch.from_numpy(self._corpus.areas[plain]),
+            colour=torch.from_numpy(self._corpus.colour[coloured]),
+            paints=paints,
+            borrowed=borrowed,
+            telling=self._paints.telling[torch.from_numpy(coloured)],
+        )
 
 
 def normalise(images: Tensor) -> Tensor:

@@ -18,9 +18,13 @@ from typing import Any
 from vlp_train.pretrain.captions import caption_of, words_of
 from vlp_train.pretrain.wordnet import NounLexicon, singular_forms
 
-LICENCES = frozenset({"MIT", "Apache-2.0", "ISC", "CC0-1.0", "Unlicense"})
+# CC-BY asks to name title, author, address and licence of what was used: `pack` lists them.
+LICENCES = frozenset({"MIT", "Apache-2.0", "ISC", "CC0-1.0", "Unlicense", "CC-BY-3.0", "CC-BY-4.0"})
+# Where the package names the collection instead of those who drew.
+AUTHORS = {"game-icons": "Lorc, Delapouite and the contributors that the licence names"}
 EXCLUDED_CATEGORIES = frozenset({"Emoji", "Logos", "Programming"})
-# Emoji vendors whose sets may lack the category; sets that redraw emoji; flags; currency tokens.
+# Emoji vendors whose sets may lack the category; sets that redraw emoji; flags; currency tokens;
+# archived logos.
 EXCLUDED_SETS = frozenset(
     {
         "noto",
@@ -47,6 +51,32 @@ EXCLUDED_SETS = frozenset(
         "token-branded",
         "bitcoin-icons",
         "payment",
+        "fa-brands",
+        "fa6-brands",
+    }
+)
+# Styles of one designer that choices are made by (`held_out`), in colour and in ink.
+HELD_OUT_SETS = frozenset(
+    {
+        "streamline-cyber",
+        "streamline-cyber-color",
+        "streamline-freehand",
+        "streamline-freehand-color",
+        "streamline-kameleon-color",
+        "streamline-stickies-color",
+        "streamline-ultimate",
+        "streamline-ultimate-color",
+    }
+)
+# Sets in two to five colours of their maker's, which say nothing of what is drawn.
+HOUSE_COLOUR_SETS = frozenset(
+    {
+        "icon-park",
+        "marketeq",
+        "streamline-color",
+        "streamline-flex-color",
+        "streamline-plump-color",
+        "streamline-sharp-color",
     }
 )
 # Icons that draw themselves: nothing is there at first.
@@ -113,6 +143,7 @@ class IconSet:
     prefix: str
     title: str
     author: str
+    address: str
     licence: str
     licence_url: str
     colour: bool
@@ -135,13 +166,14 @@ def is_excluded_drawing(source: str, name: str) -> bool:
 
 
 def allowed_sets(icons: Path) -> list[IconSet]:
-    """Return the sets under `icons` that are permissively licensed and not excluded."""
+    """Return the sets under `icons` whose licence allows it and that nothing excludes."""
     collections = json.loads((icons / "collections.json").read_text(encoding="utf-8"))
     return [
         IconSet(
             prefix=prefix,
             title=info["name"],
-            author=info["author"]["name"],
+            author=AUTHORS.get(prefix, info["author"]["name"]),
+            address=info["author"].get("url", ""),
             licence=info["license"]["spdx"],
             licence_url=info["license"].get("url", ""),
             colour=bool(info.get("palette")),
@@ -149,7 +181,7 @@ def allowed_sets(icons: Path) -> list[IconSet]:
         for prefix, info in sorted(collections.items())
         if info.get("license", {}).get("spdx") in LICENCES
         and not is_excluded(prefix, info)
-        and prefix not in ANIMATED_SETS
+        and prefix not in HELD_OUT_SETS | ANIMATED_SETS
     ]
 
 

@@ -5,8 +5,8 @@
 Choices (augmentation, sampling, schedule) are made by this command, so that the table of `evaluate`
 stays a test. Held out are
 
-- `icons`: colour icons under CC-BY-4.0, which the corpus leaves out for their licence, with names
-  that are captions of the corpus;
+- `icons`: colour icons of the styles that `corpus` holds out, with names that are captions of the
+  corpus;
 - `openmoji`: emoji of a vendor that is not among the test styles, only of names that are not among
   the shipped classes.
 
@@ -35,6 +35,7 @@ from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.emoji import IconSet, render
 from vlp_train.pretrain.batches import normalise
+from vlp_train.pretrain.corpus import HELD_OUT_SETS
 from vlp_train.pretrain.emoji_names import (
     common_names,
     own_names,
@@ -47,17 +48,7 @@ from vlp_train.pretrain.leaks import on_white
 from vlp_train.pretrain.release import CONFIGURATION, load_image_tower
 from vlp_train.pretrain.teacher import Projection, embed
 
-COLOUR_SETS = (
-    "streamline-color",
-    "streamline-cyber-color",
-    "streamline-flex-color",
-    "streamline-freehand-color",
-    "streamline-kameleon-color",
-    "streamline-plump-color",
-    "streamline-sharp-color",
-    "streamline-stickies-color",
-    "streamline-ultimate-color",
-)
+COLOUR_SETS = tuple(sorted(prefix for prefix in HELD_OUT_SETS if prefix.endswith("-color")))
 
 
 def held_out_emoji(icons: Path) -> Pictures:

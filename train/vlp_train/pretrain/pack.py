@@ -3,7 +3,7 @@
 `ink.npy` (N, S, S) uint8 holds drawings without colours of their own: how much ink lies where.
 `areas.npy` (N, 3, S, S) uint8 says what to colour apart (`areas`). `colour.npy` (M, S, S, 4) uint8
 holds RGBA. `corpus.json` lists source, name and captions of the N + M drawings, ink first.
-`licences.csv` lists the sources with their authors, licences and numbers of drawings.
+`licences.csv` lists the sources: title, author, address, licence, number of drawings.
 """
 
 import csv
@@ -28,6 +28,7 @@ CLIP_ART_LICENCE = (
     "openclipart",
     "Open Clip Art Library 0.18",
     "its contributors",
+    "https://openclipart.org/",
     "public domain",
     "https://creativecommons.org/licenses/publicdomain/",
 )
@@ -113,9 +114,9 @@ def _npy(array: Pixels) -> bytes:
 def _licences(sets: list[IconSet], counts: Counter[str]) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["source", "title", "author", "licence", "licence url", "drawings"])
+    writer.writerow(["source", "title", "author", "address", "licence", "licence url", "drawings"])
     for each in sets:
-        named = [each.prefix, each.title, each.author, each.licence, each.licence_url]
-        writer.writerow([*named, counts[each.prefix]])
+        named = [each.prefix, each.title, each.author, each.address]
+        writer.writerow([*named, each.licence, each.licence_url, counts[each.prefix]])
     writer.writerow([*CLIP_ART_LICENCE, counts["openclipart"]])
     return text.getvalue().encode()
