@@ -1,4 +1,4 @@
-"""What all tests share: a private cache folder, the golden data, and a refusal to skip in silence.
+"""What all tests share: an order, a private cache folder, the golden data, no silent skips.
 
 With VLP_NO_SKIPS=1, as in continuous integration, a skipped test is a failed one; only golden cases
 may be skipped, and only where VLP_GOLDEN is not set.
@@ -10,7 +10,23 @@ from pathlib import Path
 
 import pytest
 
+# Minutes each, so they are begun first: under -n no worker has one of them left in the end.
+LONG = (
+    "test_golden_road.py",
+    "test_every_method.py",
+    "test_bulk.py",
+    "test_kill.py",
+    "test_parallel.py",
+)
+if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 GOLDEN_REASON = "VLP_GOLDEN is not set: no numbers of the official code to compare with"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    rank = {name: place for place, name in enumerate(LONG)}
+    items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
 
 
 @pytest.fixture(autouse=True)
