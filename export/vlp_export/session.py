@@ -17,6 +17,8 @@ class Session:
     def __init__(self, content: bytes) -> None:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = ERRORS_ONLY
+        # as in the engine: threads that spin while they wait only take the processor from others
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         self._session = onnxruntime.InferenceSession(
             content, options, providers=["CPUExecutionProvider"]
         )
