@@ -143,7 +143,7 @@ def paint_colours(sheets: Sheets, generator: Generator) -> Tensor:
     rgb, alpha = rgba[..., :3], rgba[..., 3]
     rgb = repaint(rgb, alpha, sheets.paints[-count:], amount, generator)
     painted = torch.cat([rgb * alpha[..., None], alpha[..., None]], dim=2)
-    return painted.transpose(1, 2).unflatten(2, (size, size))
+    return painted.transpose(1, 2).reshape(count, 4, size, size)
 
 
 def move(rgba: Tensor, generator: Generator) -> Tensor:

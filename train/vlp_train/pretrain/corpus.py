@@ -88,6 +88,9 @@ EXCLUDED_DRAWINGS = {
         r"|(?:angry|dizzy|grin|kiss|laugh|meh|sad|smile|tired|wink)\b.*"
     ),
     "meteocons": re.compile(r"overcast-fog"),
+    "streamline-color": re.compile(r"diamonds-symbol-flat|heart-flat|hearts-symbol-flat"),
+    "streamline-flex-color": re.compile(r"bag-flat|heart-flat"),
+    "streamline-sharp-color": re.compile(r"home-1-flat|target-3-flat"),
     "openclipart": re.compile(r"tools/(?:weapons/longsword_01|pansement_jean_victor_ba_)\.svg"),
 }
 # Style variants of one name that a set contributes; the same style in another size is no variant.
