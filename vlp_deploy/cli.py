@@ -39,8 +39,8 @@ VERBS = {
     ),
     "export": Verb(
         "vlp_export.command:export",
-        "Turn a tuned prompt into a bundle, and a bundle into engines",
-        of_bundle="vlp_deploy.commands.build_engine:build_engine",
+        "Turn a tuned prompt into a bundle, and a bundle into others or engines",
+        of_bundle="vlp_deploy.commands.export:export_bundle",
     ),
     "classify": Verb("vlp_deploy.commands.classify:classify", "Classify images, torch-free"),
     "bench": Verb("vlp_deploy.commands.bench:bench", "Measure latency and accuracy of a bundle"),

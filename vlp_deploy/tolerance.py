@@ -19,6 +19,10 @@ LEAST_BATCH_COSINES: Mapping[str, float] = {
     "fp8": 1 - 1e-3,
 }
 
+# What `vlp export --precision auto` may give away for speed unless it is told otherwise.
+MOST_ACCURACY_LOSS = 0.5  # percentage points, where labels are known
+LEAST_AGREEMENT = 99.5  # per cent of images with the same top-1 class
+
 
 def logit_tolerance(logit_scale: float, precision: str = "fp32") -> float:
     """The allowed absolute difference: logits, and with them rounding, grow with their scale.

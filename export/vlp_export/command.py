@@ -18,6 +18,7 @@ from vlp_deploy.formats.bundle import Manifest
 from vlp_deploy.formats.checkpoint import REFERENCE_IMAGES
 from vlp_deploy.formats.structures import Conditioned
 from vlp_export.contexts import Context
+from vlp_export.conversion import convert as convert_bundle
 from vlp_export.exporter import DEFAULT_BUDGET
 from vlp_export.exporter import export as export_bundle
 from vlp_export.parity import passes
@@ -121,11 +122,11 @@ def export(
     compared with the answers that training wrote down. If they differ, the table is printed and
     nothing is written.
 
-    A bundle as the first argument becomes an engine instead: vlp export BUNDLE --help.
+    A bundle as the first argument is written in another precision, or becomes an engine: vlp
+    export BUNDLE --help.
     """
     started = time.perf_counter()
-    progress = Console(stderr=True)
-    with progress.status("starting") as status:
+    with Console(stderr=True).status("starting") as status:
         manifest = export_bundle(
             source,
             output,
@@ -142,8 +143,42 @@ def export(
             progress=status.update,
         )
     show(manifest, output, seconds=time.perf_counter() - started)
-    if engine in TENSORRT:
-        tell_of_plans(engine, output)
+
+
+def convert(
+    source: Path,
+    output: Path,
+    *,
+    engine: str | None,
+    precision: str,
+    calibration: Path | None,
+    max_accuracy_loss: float,
+    min_agreement: float,
+    force: bool,
+) -> None:
+    """`vlp export BUNDLE --precision`; what the options mean says `vlp_deploy.commands.export`."""
+    started = time.perf_counter()
+    with Console(stderr=True).status("starting") as status:
+        manifest = convert_bundle(
+            source,
+            output,
+            engine=engine,
+            precision=precision,
+            calibration=calibration,
+            budget=Budget(accuracy_loss=max_accuracy_loss, agreement=min_agreement),
+            force=force,
+            progress=status.update,
+        )
+    show(manifest, output, seconds=time.perf_counter() - started)
+
+
+def was_calibrated(manifest: Manifest) -> bool:
+    """Whether somebody fitted what probabilities mean."""
+    return (
+        manifest.temperature != 1
+        or manifest.reject_threshold is not None
+        or bool(manifest.class_thresholds)
+    )
 
 
 def tell_of_plans(engine: str, output: Path) -> None:
@@ -164,7 +199,10 @@ def tell_of_plans(engine: str, output: Path) -> None:
 
 
 def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
-    """Print what was exported, how far it is from the un-folded model, and what it costs."""
+    """Print what was exported, how far it is from the un-folded model, and what it costs.
+
+    Raises MissingExtraError, last of all, where TensorRT's part cannot come on this machine.
+    """
     console = Console(highlight=False)
     parity = Table(
         *("engine", "precision", "batch", "max |Δlogit|", "allowed", "min cosine"),
@@ -211,6 +249,15 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
         Console(stderr=True).print(describe_cost(gflop, classes), soft_wrap=True, style=style)
     if warning := manifest.new_classes.warning:
         Console(stderr=True).print(f"New classes: {warning}.", soft_wrap=True, style="yellow")
+    if manifest.precision != "fp32" and was_calibrated(manifest):
+        Console(stderr=True).print(
+            "Temperature and thresholds are those of the fp32 bundle. To fit them to "
+            f"{manifest.precision}: vlp calibrate {output}",
+            soft_wrap=True,
+            style="yellow",
+        )
+    if manifest.engine in TENSORRT:
+        tell_of_plans(manifest.engine, output)
 
 
 def show_trials(record: Mapping[str, Any]) -> None:
@@ -228,8 +275,11 @@ def show_trials(record: Mapping[str, Any]) -> None:
             trial["refused"] or ("taken" if trial["precision"] == record["is"] else "slower"),
         )
     console = Console(stderr=True, highlight=False)
+    ranges = f"{record['range_images']} {'others' if record['apart'] else 'of them'}"
     console.print(
-        f"Precisions against fp32, on {record['images']} images of {record['measured_on']}:", trials
+        f"Precisions against fp32, on {record['images']} images of {record['measured_on']}, ranges "
+        f"of int8 and fp8 taken from {ranges}:",
+        trials,
     )
     console.print(f"Taken: {record['is']}")
     least = record["budget"]["agreement"]

@@ -9,6 +9,7 @@ Legend: B rows, h heads, d width, T queries, S keys, m constant rows.
 from dataclasses import dataclass
 from typing import NamedTuple, Protocol
 
+from vlp_deploy.errors import EngineError
 from vlp_export.folding import Floats, KeysValues
 from vlp_export.graph import GraphBuilder, Value
 from vlp_export.repeat import Repeater
@@ -183,3 +184,13 @@ DIALECTS = {
     "tensorrt": PORTABLE,
     "tensorrt-rtx": PORTABLE,
 }
+
+
+def dialect_of(engine: str) -> Dialect:
+    """What an engine reads best. Raises EngineError for one that graphs are not written for."""
+    if engine not in DIALECTS:
+        raise EngineError(
+            f"engine {engine!r} cannot be exported for. This version exports for "
+            f"{', '.join(DIALECTS)}"
+        )
+    return DIALECTS[engine]

@@ -6,19 +6,11 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import onnx
-import onnx_ir
-import onnxruntime
-
-from vlp_deploy import __version__
 from vlp_deploy.classes.class_list import read_class_list
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classes.dual import check_together, has_visual_prompts
 from vlp_deploy.classes.inputs import Synonyms, build_bank
 from vlp_deploy.classes.tokenizer import VOCABULARY_PATH
-from vlp_deploy.engines.tensorrt import TENSORRT
-from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
 from vlp_deploy.errors import CheckpointError, ClassListError, EngineError
 from vlp_deploy.files import sha256_of
 from vlp_deploy.formats.bundle import (
@@ -32,7 +24,7 @@ from vlp_deploy.formats.bundle import (
     check_target,
     write_bundle,
 )
-from vlp_deploy.formats.checkpoint import RUN_FILE, Header, PromptCheckpoint
+from vlp_deploy.formats.checkpoint import RUN_FILE, PromptCheckpoint
 from vlp_export.backbone import load_weights_of
 from vlp_export.class_texts import new_classes, prompt_tensors
 from vlp_export.contexts import (
@@ -41,15 +33,17 @@ from vlp_export.contexts import (
     freezes_over_calibration,
     settle_context,
 )
-from vlp_export.dialects import DIALECTS
+from vlp_export.dialects import dialect_of
 from vlp_export.dual import with_mixing_weight
 from vlp_export.folding import Weights
 from vlp_export.further import further_banks
 from vlp_export.parity import BATCHES, ParityReport, Reference, check_parity
 from vlp_export.precision_choice import Budget, PrecisionChoice, settle_precision
-from vlp_export.running import Progress, Running
+from vlp_export.profiles import profiles_for
+from vlp_export.running import Progress, Running, silent
 from vlp_export.selection import Mask, decided_references, golden_answers
 from vlp_export.served import RUN_HERE
+from vlp_export.tools import tool_versions
 
 ALL = slice(None)  # reference images
 DEFAULT_BUDGET = Budget()
@@ -93,8 +87,8 @@ def export(
         ParityError: the graphs are wrong beyond tolerance; the message has the table.
         BundleError: `output` exists and not `force`, or is something else than a bundle.
     """
-    report = progress or _silent
-    _check_engine(engine)
+    report = progress or silent
+    dialect_of(engine)  # to be told before the work
     numbers = PrecisionChoice(
         precision=precision, engine=engine, calibration=calibration, budget=budget
     )
@@ -141,8 +135,8 @@ def build_bundle(
     if it runs here. Other classes than the trained ones, and another mixing weight, take their
     place after the proof, by the same code.
     """
-    dialect = DIALECTS[engine]
-    report = progress or _silent
+    dialect = dialect_of(engine)
+    report = progress or silent
     remixed = checkpoint if mixing_weight is None else with_mixing_weight(checkpoint, mixing_weight)
     model = Running.of(checkpoint, weights, report, dialect=dialect)
     trained = [(name,) for name in checkpoint.header.class_names]
@@ -240,7 +234,12 @@ def _manifest(
         engine=engine,
         precision="fp32",
         graphs=model.graphs.infos(checkpoint, bank),
-        profiles=_profiles(model, header, engine),
+        profiles=profiles_for(
+            engine,
+            {role: file.model for role, file in model.graphs.files.items()},
+            classes=len(header.class_names),
+            context_length=header.backbone.config.text.context_length,
+        ),
         classes=classes,
         class_graph=bank.graph,
         base_classes=header.base_classes,
@@ -251,27 +250,17 @@ def _manifest(
         logit_scale=model.source.logit_scale,
         host_head=CLASS_MATRIX in bank.inputs,
         new_classes=new_classes(checkpoint),
-        tools=_tools(),
+        tools=tool_versions(),
         parity=parity,
         history=history,
     )
 
 
-def _profiles(model: Running, header: Header, engine: str) -> dict[str, tuple[Ranges, ...]]:
-    """What sizes each graph of a TensorRT bundle is built for."""
-    if engine not in TENSORRT:
-        return {}
-    classes, length = len(header.class_names), header.backbone.config.text.context_length
-    return {
-        role: default_profiles(file.symbols, classes=classes, context_length=length)
-        for role, file in model.graphs.files.items()
-    }
-
-
 def _load_checkpoint(source: Path) -> PromptCheckpoint:
     if (source / MANIFEST).exists():
         raise EngineError(
-            f"{source} is a bundle already. To build an engine of it, name it first: "
+            f"{source} is a bundle already. Name it first, to write it in another precision: "
+            f"vlp export {source} --precision P --output NEW, or to build an engine of it: "
             f"vlp export {source} --engine ENGINE"
         )
     checkpoint = PromptCheckpoint.load(source)
@@ -283,14 +272,6 @@ def _load_checkpoint(source: Path) -> PromptCheckpoint:
             f"reads {expected} pixels. Train or import it again"
         )
     return checkpoint
-
-
-def _check_engine(engine: str) -> None:
-    if engine not in DIALECTS:
-        raise EngineError(
-            f"engine {engine!r} cannot be exported for. This version exports for "
-            f"{', '.join(DIALECTS)}"
-        )
 
 
 def _history(
@@ -312,17 +293,3 @@ def _history(
     if context:
         exported["context"] = dict(context)
     return {"step": "prompts", **checkpoint.header.provenance}, exported
-
-
-def _tools() -> dict[str, str]:
-    return {
-        "vlp-deploy": __version__,
-        "onnx": onnx.__version__,
-        "onnx-ir": onnx_ir.__version__,
-        "onnxruntime": onnxruntime.__version__,
-        "numpy": np.__version__,
-    }
-
-
-def _silent(_: str) -> None:
-    """Progress that nobody asked for."""

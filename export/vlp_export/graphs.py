@@ -61,16 +61,6 @@ class GraphFile:
         """The model, serialised, in a file that is called as its role."""
         return cls(file=f"{role}.onnx", model=model, content=to_bytes(model))
 
-    @property
-    def symbols(self) -> set[str]:
-        """Names of the sizes that its inputs leave open."""
-        return {
-            str(size.value)
-            for tensor in self.model.graph.inputs
-            for size in tensor.shape or ()
-            if isinstance(size, ir.SymbolicDim)
-        }
-
     def info(self, shapes: Mapping[str, Sequence[int]], *, images: int = 1) -> GraphInfo:
         """The manifest's record, with FLOPs for inputs of these shapes, an image."""
         inputs = {str(value.name): shapes[str(value.name)] for value in self.model.graph.inputs}

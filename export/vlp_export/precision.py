@@ -33,7 +33,7 @@ from vlp_deploy.formats.bundle import (
 from vlp_export.graph import node_count, to_bytes
 from vlp_export.parity import BATCHES, Reference, RunImages, check_parity
 from vlp_export.quantised import FP8, SIGNED, UNSIGNED, Scheme, quantised
-from vlp_export.ranges import Range, RunGraph, measure_ranges
+from vlp_export.ranges import ActivationRange, RunGraph, measure_ranges
 from vlp_export.served import RUN_HERE, run_in
 from vlp_export.session import Session
 from vlp_export.smoothing import smoothed
@@ -47,7 +47,7 @@ IMAGE_ROLES = "image"  # what the roles of image graphs begin with
 
 
 @dataclass(frozen=True, kw_only=True)
-class Target:
+class PrecisionTarget:
     """What the graphs are rewritten for."""
 
     precision: Precision
@@ -67,7 +67,7 @@ class Target:
 
 
 def in_precision(
-    contents: BundleContents, target: Target, images: Pixels | None = None
+    contents: BundleContents, target: PrecisionTarget, images: Pixels | None = None
 ) -> BundleContents:
     """The bundle `contents`, which is float32, in the precision of `target`.
 
@@ -79,7 +79,7 @@ def in_precision(
     models = {role: _rewritten(contents, role, target, images) for role in contents.manifest.graphs}
     files = {contents.manifest.graphs[role].file: to_bytes(model) for role, model in models.items()}
     lowered = replace(contents, graphs={**contents.graphs, **files})
-    rows = _prove(contents, models, target)
+    rows = prove(contents, models, target)
     manifest = msgspec.structs.replace(
         contents.manifest,
         engine=target.engine,
@@ -104,7 +104,7 @@ def graph_model(contents: BundleContents, role: str) -> ir.Model:
 
 
 def _rewritten(
-    contents: BundleContents, role: str, target: Target, images: Pixels | None
+    contents: BundleContents, role: str, target: PrecisionTarget, images: Pixels | None
 ) -> ir.Model:
     model = graph_model(contents, role)
     if target.is_a_hint:
@@ -129,7 +129,9 @@ def _rewritten(
     return lowered
 
 
-def image_ranges(model: ir.Model, contents: BundleContents, images: Pixels) -> dict[str, Range]:
+def image_ranges(
+    model: ir.Model, contents: BundleContents, images: Pixels
+) -> dict[str, ActivationRange]:
     """What the activations of an image graph range over on images, with the bundle's classes."""
     structure, bank = contents.manifest.structure, contents.bank
 
@@ -149,10 +151,13 @@ def _answering(run: RunGraph, bank: ClassBank, contents: BundleContents) -> RunI
     )
 
 
-def _prove(
-    contents: BundleContents, models: Mapping[str, ir.Model], target: Target
+def prove(
+    contents: BundleContents, models: Mapping[str, ir.Model], target: PrecisionTarget
 ) -> tuple[ParityRow, ...]:
-    """Every image graph against its answers in float32; the rows of the one that serves."""
+    """Every image graph against its answers in float32; the rows of the one that serves.
+
+    Raises ParityError with the table.
+    """
     golden, bank = contents.golden, contents.bank
     rows = _compare(contents, models[bank.graph], golden, bank, target)
     for role, embeddings in golden.further.items():
@@ -165,7 +170,11 @@ def _prove(
 
 
 def _compare(
-    contents: BundleContents, model: ir.Model, golden: Golden, bank: ClassBank, target: Target
+    contents: BundleContents,
+    model: ir.Model,
+    golden: Golden,
+    bank: ClassBank,
+    target: PrecisionTarget,
 ) -> tuple[ParityRow, ...]:
     structure = contents.manifest.structure
     engine, run = _running(model, target)
@@ -184,7 +193,7 @@ def _compare(
     ).rows
 
 
-def _running(model: ir.Model, target: Target) -> tuple[str, RunGraph]:
+def _running(model: ir.Model, target: PrecisionTarget) -> tuple[str, RunGraph]:
     """What runs a rewritten graph here, and its name: the engine to serve it, or onnxruntime."""
     if target.engine in RUN_HERE:
         return target.engine, run_in(target.engine, to_bytes(model), precision=target.precision)

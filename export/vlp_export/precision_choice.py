@@ -1,8 +1,9 @@
 """`--precision`: a precision by name, or with `auto` the fastest that answers as float32 does.
 
-`auto` rewrites the bundle in every precision that the engine takes, runs it in that engine on the
-calibration images, and takes the fastest that loses no more accuracy and changes no more answers
-than the budget allows. What was tried, and why it was not taken, goes into the bundle's history.
+`auto` rewrites the bundle in every precision that the engine takes, runs it in that engine on
+calibration images that no range was taken from, and takes the fastest that loses no more accuracy
+and changes no more answers than the budget allows. What was tried, and why it was not taken, goes
+into the history of the bundle.
 
 Legend: n images, K classes.
 """
@@ -23,14 +24,16 @@ from vlp_deploy.engines.tensorrt import TENSORRT
 from vlp_deploy.errors import EngineError, ParityError
 from vlp_deploy.formats.bundle import BundleContents, Precision
 from vlp_deploy.measuring.timing import paired_ratio, take_turns
+from vlp_deploy.tolerance import LEAST_AGREEMENT, MOST_ACCURACY_LOSS
 from vlp_export.evaluation_images import UNKNOWN, EvaluationImages, evaluation_images
-from vlp_export.precision import QUANTISED, RANGE_IMAGES, Target, in_precision
+from vlp_export.precision import QUANTISED, RANGE_IMAGES, Pixels, PrecisionTarget, in_precision
 from vlp_export.running import Progress
 from vlp_export.served import run_in
 
 AUTO = "auto"
 PRECISIONS: tuple[Precision, ...] = get_args(Precision)
-MOST_IMAGES = 512  # that `auto` measures on
+MOST_IMAGES = 512  # that `auto` holds the budget on
+LEAST_APART = 2 * RANGE_IMAGES  # of fewer, ranges would take more than are left to judge by
 TIMED_BATCHES = (1, 8)
 TIMED_SECONDS = 2.0  # a batch size
 LEAST_GAIN = 1.05  # times the speed of float32; less may be noise
@@ -43,8 +46,8 @@ Answer = Callable[[NDArray[np.uint8]], Floats]  # (B, 3, S, S) → logits (B, K)
 class Budget:
     """How far answers may change for speed, on the calibration images."""
 
-    accuracy_loss: float = 0.5  # percentage points, where labels are known
-    agreement: float = 99.5  # per cent of equal top-1 classes
+    accuracy_loss: float = MOST_ACCURACY_LOSS  # percentage points, where labels are known
+    agreement: float = LEAST_AGREEMENT  # per cent of equal top-1 classes
 
     def __post_init__(self) -> None:
         if not 0 <= self.accuracy_loss <= 100:
@@ -102,7 +105,9 @@ def settle_precision(
     """
     if choice.precision == AUTO:
         return _best(contents, choice, report)
-    target = Target(precision=PRECISIONS[PRECISIONS.index(choice.precision)], engine=choice.engine)
+    target = PrecisionTarget(
+        precision=PRECISIONS[PRECISIONS.index(choice.precision)], engine=choice.engine
+    )
     if not choice.needs_images:
         return in_precision(contents, target)
     report("reading calibration images")
@@ -114,41 +119,64 @@ def settle_precision(
 
 def _best(contents: BundleContents, choice: PrecisionChoice, report: Progress) -> BundleContents:
     report("reading calibration images")
-    images = evaluation_images(choice.calibration, contents.manifest, most=MOST_IMAGES)
+    most = RANGE_IMAGES + MOST_IMAGES
+    images = evaluation_images(choice.calibration, contents.manifest, most=most)
+    ranged, judged = parted(images)
     best, gain, trials = contents, 1.0, []
     for precision in PRECISIONS[1:]:
-        target = Target(precision=precision, engine=choice.engine)
+        target = PrecisionTarget(precision=precision, engine=choice.engine)
         report(f"trying {precision}")
-        lowered, trial = _try(contents, target, images, choice.budget)
+        lowered, trial = _try(contents, target, ranged, judged, choice.budget)
         trials.append(trial)
         if lowered is not None and not trial.refused and trial.slowest > gain:
             best, gain = lowered, trial.slowest
     record = {
         "asked": AUTO,
         "measured_on": images.source,
-        "images": len(images.pixels),
+        "images": len(judged.pixels),
+        "range_images": len(ranged),
+        "apart": len(ranged) + len(judged.pixels) == len(images.pixels),
         "budget": asdict(choice.budget),
         "trials": [asdict(trial) for trial in trials],
     }
     return _recorded(best, record)
 
 
+def parted(images: EvaluationImages) -> tuple[Pixels, EvaluationImages]:
+    """Images to take ranges from, evenly spread, and the others, to hold the budget on.
+
+    On its own images a range would be judged too kindly. Where they are fewer than LEAST_APART, all
+    are to judge by.
+    """
+    count = len(images.pixels)
+    spread = np.unique(np.linspace(0, count - 1, RANGE_IMAGES).astype(int))
+    rest = np.arange(count) if count < LEAST_APART else np.setdiff1d(np.arange(count), spread)
+    judged = replace(images, pixels=images.pixels[rest], labels=images.labels[rest])
+    return images.pixels[spread], judged
+
+
 def _try(
-    contents: BundleContents, target: Target, images: EvaluationImages, budget: Budget
+    contents: BundleContents,
+    target: PrecisionTarget,
+    ranged: Pixels,
+    judged: EvaluationImages,
+    budget: Budget,
 ) -> tuple[BundleContents | None, Trial]:
     if reason := why_unsupported(target.engine, target.precision):
         return None, Trial(precision=target.precision, refused=reason)
-    spread = np.linspace(0, len(images.pixels) - 1, RANGE_IMAGES).astype(int)
     try:
-        lowered = in_precision(contents, target, images.pixels[np.unique(spread)])
-        trial = _measured(contents, lowered, target, images)
+        lowered = in_precision(contents, target, ranged)
+        trial = _measured(contents, lowered, target, judged)
     except (EngineError, ParityError) as error:
         return None, Trial(precision=target.precision, refused=str(error))
     return lowered, replace(trial, refused=_refusal(trial, budget))
 
 
 def _measured(
-    contents: BundleContents, lowered: BundleContents, target: Target, images: EvaluationImages
+    contents: BundleContents,
+    lowered: BundleContents,
+    target: PrecisionTarget,
+    images: EvaluationImages,
 ) -> Trial:
     """Both bundles in the engine that is to serve them: speed by turns, and answers."""
     answers = _answer(contents, target.engine), _answer(lowered, target.engine)

@@ -19,7 +19,7 @@ import onnx_ir as ir
 from numpy.typing import NDArray
 
 from vlp_export.graph import Value
-from vlp_export.ranges import Floats, Range, activation, large_products, matrix
+from vlp_export.ranges import ActivationRange, Floats, activation, large_products, matrix
 from vlp_export.rewriting import Rewriter, constant
 
 FP8_OPSET = 19  # the first whose QuantizeLinear knows fp8
@@ -48,7 +48,7 @@ _FP8 = np.dtype(ml_dtypes.float8_e4m3fn)
 FP8 = Scheme(activations=_FP8, weights=_FP8, largest=448)
 
 
-def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> ir.Model:
+def quantised(model: ir.Model, ranges: Mapping[str, ActivationRange], scheme: Scheme) -> ir.Model:
     """A copy of `model` with large products in 8 bits; `ranges` by the name of the activation.
 
     A product stays in float32 if rounding its activation would drown more than `MOST_NOISE` of it.
@@ -71,7 +71,7 @@ def quantised(model: ir.Model, ranges: Mapping[str, Range], scheme: Scheme) -> i
     return rewriter.finished()
 
 
-def noise(found: Range, scheme: Scheme) -> float:
+def noise(found: ActivationRange, scheme: Scheme) -> float:
     """What rounding adds to an activation, as a share of its energy.
 
     Steps of one size Δ add Δ²/12 to every value; fp8 has steps that shrink with the value.
@@ -82,7 +82,7 @@ def noise(found: Range, scheme: Scheme) -> float:
     return scale**2 / 12 / max(float(found.power.mean()), LEAST_SCALE)
 
 
-def _scale(found: Range, scheme: Scheme) -> tuple[float, NDArray[Any]]:
+def _scale(found: ActivationRange, scheme: Scheme) -> tuple[float, NDArray[Any]]:
     """The step of an activation, and the number that stands for zero."""
     low, high = min(float(found.low.min()), 0.0), max(float(found.high.max()), 0.0)
     if not scheme.has_zero_point:
@@ -92,7 +92,7 @@ def _scale(found: Range, scheme: Scheme) -> tuple[float, NDArray[Any]]:
 
 
 def _quantised_activation(
-    rewriter: Rewriter, value: Value, found: Range, scheme: Scheme, before: ir.Node
+    rewriter: Rewriter, value: Value, found: ActivationRange, scheme: Scheme, before: ir.Node
 ) -> Value:
     """There and back: what is left of an activation, as a node that engines fuse away."""
     (scale, zero), name = _scale(found, scheme), value.name

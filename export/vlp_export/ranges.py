@@ -22,7 +22,7 @@ MATRIX_RANK = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class Range:
+class ActivationRange:
     """The least and the largest value of every channel of an activation, and its mean square."""
 
     low: Floats  # (d,)
@@ -35,17 +35,17 @@ class Range:
         """(d,), the largest absolute value."""
         return np.maximum(np.abs(self.low), np.abs(self.high))
 
-    def joined(self, other: "Range") -> "Range":
+    def joined(self, other: "ActivationRange") -> "ActivationRange":
         """The range of both."""
         rows = self.rows + other.rows
-        return Range(
+        return ActivationRange(
             low=np.minimum(self.low, other.low),
             high=np.maximum(self.high, other.high),
             power=np.average([self.power, other.power], axis=0, weights=[self.rows, other.rows]),
             rows=rows,
         )
 
-    def divided(self, divisors: Floats) -> "Range":
+    def divided(self, divisors: Floats) -> "ActivationRange":
         """The range after every channel was divided by a positive number."""
         return replace(
             self,
@@ -79,7 +79,9 @@ def matrix(product: ir.Node) -> ir.Value:
     return value
 
 
-def measure_ranges(model: ir.Model, drive: Callable[[RunGraph], None]) -> dict[str, Range]:
+def measure_ranges(
+    model: ir.Model, drive: Callable[[RunGraph], None]
+) -> dict[str, ActivationRange]:
     """Ranges of the first factors of `large_products`, by their names.
 
     `drive` runs the graph on whatever it likes; all that is seen counts.
@@ -90,7 +92,7 @@ def measure_ranges(model: ir.Model, drive: Callable[[RunGraph], None]) -> dict[s
         value.dtype = ir.DataType.FLOAT
         probe.graph.outputs.append(value)
     session = Session(to_bytes(probe))
-    found: dict[str, Range] = {}
+    found: dict[str, ActivationRange] = {}
 
     def run(inputs: Mapping[str, NDArray[Any]]) -> dict[str, Floats]:
         outputs = session(inputs)
@@ -103,9 +105,9 @@ def measure_ranges(model: ir.Model, drive: Callable[[RunGraph], None]) -> dict[s
     return found
 
 
-def _range_of(activation: Floats) -> Range:
+def _range_of(activation: Floats) -> ActivationRange:
     rows = activation.reshape(-1, activation.shape[-1])  # (T, d)
-    return Range(
+    return ActivationRange(
         low=rows.min(axis=0), high=rows.max(axis=0), power=(rows**2).mean(axis=0), rows=len(rows)
     )
 

@@ -24,6 +24,10 @@ from vlp_export.session import Session
 Progress = Callable[[str], None]
 
 
+def silent(_: str) -> None:
+    """Progress that nobody asked for."""
+
+
 class Sessions:
     """The graphs of a bundle by role, each loaded when it is first run."""
 

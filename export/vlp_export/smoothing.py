@@ -15,7 +15,7 @@ import numpy as np
 import onnx_ir as ir
 
 from vlp_export.exact import exact_nodes
-from vlp_export.ranges import Floats, Range, activation, large_products, matrix
+from vlp_export.ranges import ActivationRange, Floats, activation, large_products, matrix
 from vlp_export.rewriting import Rewriter, constant
 
 PICKS = ("Gather", "GatherND")  # one token of all: channels stay what they are
@@ -29,7 +29,7 @@ class _Group:
     norms: list[ir.Node] = field(default_factory=list)
     products: list[ir.Node] = field(default_factory=list)
 
-    def divisors(self, ranges: Mapping[str, Range]) -> Floats:
+    def divisors(self, ranges: Mapping[str, ActivationRange]) -> Floats:
         """(d,), of geometric mean 1: `sqrt(max |activation| / max |row of a matrix|)`."""
         magnitudes = [ranges[str(activation(node).name)].magnitude for node in self.products]
         rows = [np.abs(_array(matrix(node))).max(axis=1) for node in self.products]
@@ -40,7 +40,9 @@ class _Group:
         return np.asarray(divisors / np.exp(np.log(divisors).mean()), np.float32)
 
 
-def smoothed(model: ir.Model, ranges: Mapping[str, Range]) -> tuple[ir.Model, dict[str, Range]]:
+def smoothed(
+    model: ir.Model, ranges: Mapping[str, ActivationRange]
+) -> tuple[ir.Model, dict[str, ActivationRange]]:
     """A copy of `model` with like channels, and the ranges of its activations."""
     rewriter = Rewriter(model)
     changed = dict(ranges)

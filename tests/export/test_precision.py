@@ -47,7 +47,7 @@ from vlp_export.flops import count_flops
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph
 from vlp_export.quantised import FP8, MOST_NOISE, SIGNED, UNSIGNED, noise, quantised
-from vlp_export.ranges import Range, RunGraph, activation, large_products, measure_ranges
+from vlp_export.ranges import ActivationRange, RunGraph, activation, large_products, measure_ranges
 from vlp_export.session import Session
 from vlp_export.smoothing import smoothed
 from vlp_export.text_graph import write_text_graph
@@ -178,7 +178,7 @@ def rewritten(structure: str, precision: str, dialect: str = "portable") -> ir.M
 
 
 @cache
-def measured(structure: str, dialect: str = "portable") -> Mapping[str, Range]:
+def measured(structure: str, dialect: str = "portable") -> Mapping[str, ActivationRange]:
     made = case(structure, dialect)
 
     def drive(run: RunGraph) -> None:

@@ -14,8 +14,10 @@ from vlp_deploy.cli import run
 from vlp_deploy.errors import DataError, EngineError
 from vlp_deploy.formats.bundle import Bundle, Manifest
 from vlp_export import export
+from vlp_export.evaluation_images import EvaluationImages
 from vlp_export.parity import passes
-from vlp_export.precision_choice import Budget, Trial, _refusal
+from vlp_export.precision import RANGE_IMAGES
+from vlp_export.precision_choice import LEAST_APART, Budget, Trial, _refusal, parted
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +165,38 @@ def test_auto_takes_the_fastest_within_the_budget(
     assert "onnxruntime" in tried["bf16"]["refused"]
     assert tried["int8"]["speed"] == {"1": 4.0, "8": 3.0}
     assert tried["int8"]["accuracy_loss"] is not None
-    assert record["images"] == 20
+    assert (record["images"], record["range_images"], record["apart"]) == (20, 20, False)
+
+
+@pytest.mark.parametrize(("count", "judging"), [(127, 127), (128, 64), (576, 512)])
+def test_ranges_and_budget_see_other_images_where_there_are_enough(
+    count: int, judging: int
+) -> None:
+    numbers = np.arange(count)
+    pixels = np.broadcast_to(numbers[:, None, None, None], (count, 3, 1, 1))
+    images = EvaluationImages(source="numbered", pixels=pixels, labels=numbers)  # type: ignore[arg-type]
+
+    ranged, judged = parted(images)
+
+    assert len(ranged) == RANGE_IMAGES
+    assert len(judged.pixels) == judging
+    assert np.array_equal(judged.pixels[:, 0, 0, 0], judged.labels)
+    shared = set(ranged.flatten()) & set(judged.pixels.flatten())
+    assert bool(shared) == (count < LEAST_APART)
+    assert np.ptp(ranged) == count - 1  # spread over all classes, which may be sorted
+
+
+def test_a_record_tells_that_ranges_came_from_other_images(
+    tmp_path: Path, pretrained: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vlp_export.precision_choice._speed", lambda *_: 0.9)
+    for number, image in enumerate(make_pixels(count=LEAST_APART, seed=6)):
+        Image.fromarray(image.transpose(1, 2, 0)).save(tmp_path / f"{number}.png")
+
+    manifest = exported_by_auto(tmp_path, tmp_path, pretrained, monkeypatch, Budget())
+
+    record = manifest.history[-1]["precision"]
+    assert (record["images"], record["range_images"], record["apart"]) == (64, 64, True)
 
 
 def test_auto_keeps_float32_where_nothing_is_faster(
@@ -224,4 +257,5 @@ def test_the_command_prints_what_auto_tried(
     assert "Taken: fp32" in printed.err
     assert "gains" in printed.err
     assert "One image of 20 is more than the 0.5 %" in printed.err
+    assert "ranges of int8 and fp8 taken from 20 of them" in " ".join(printed.err.split())
     assert printed.out.count(" ok ") == 4

@@ -7,7 +7,7 @@ from tests.export.golden.seeded_clip import clip_config, seeded_pixels, seeded_w
 from tests.export.test_golden import HERE, checkpoint_of, read_case
 from vlp_export.exporter import build_bundle
 from vlp_export.parity import passes
-from vlp_export.precision import Target, in_precision
+from vlp_export.precision import PrecisionTarget, in_precision
 
 CASES = ("coop-front-csc-tiny", "cocoop-m4-tiny", "dpt-bl3-tiny", "ivlp-tiny")
 
@@ -19,7 +19,7 @@ def test_official_cases_stay_within_every_budget(name: str) -> None:
     contents = build_bundle(checkpoint_of(case, expected, learned, weights), weights)
     images = seeded_pixels(16, 64, 5)
 
-    for target in (Target(precision="fp16"), Target(precision="int8")):
+    for target in (PrecisionTarget(precision="fp16"), PrecisionTarget(precision="int8")):
         rows = in_precision(contents, target, images).manifest.parity
         lowered = [row for row in rows if row.precision == target.precision]
 

@@ -15,21 +15,21 @@ from vlp_deploy.engines.tensorrt import TensorRtRtxEngine, deserialised
 from vlp_deploy.engines.tensorrt.builder import BuildReport, BuildRequest, build_plan
 from vlp_deploy.engines.tensorrt.cuda import first_gpu
 from vlp_deploy.engines.tensorrt.messages import message_logger
-from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
+from vlp_deploy.engines.tensorrt.profiles import Profile, default_profiles
 from vlp_deploy.errors import EngineError, MissingDeviceError
 from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_deploy.formats.weights import Floats, expected_shapes
 from vlp_export.dialects import DIALECTS
 from vlp_export.graph import to_bytes
-from vlp_export.graphs import GraphFile
 from vlp_export.image_graph import write_image_graph
+from vlp_export.profiles import open_sizes
 from vlp_export.quantised import FP8, SIGNED, quantised
-from vlp_export.ranges import Range, activation, large_products
+from vlp_export.ranges import ActivationRange, activation, large_products
 from vlp_export.text_graph import write_text_graph
 from vlp_export.typed import typed
 
 DIALECT = DIALECTS["tensorrt-rtx"]
-SINGLE: tuple[Ranges, ...] = ({"B": (1, 1, 1), "K": (1, 10, 1000)},)
+SINGLE: tuple[Profile, ...] = ({"B": (1, 1, 1), "K": (1, 10, 1000)},)
 
 
 def config(*, size: int, patch: int, width: int, layers: int) -> ClipConfig:
@@ -77,7 +77,7 @@ def image_graph(config: ClipConfig, precision: str) -> ir.Model:
         return typed(model, precision)
     if precision in ("int8", "fp8"):
         three, one = np.full(8, 3, np.float32), np.ones(8, np.float32)
-        seen = Range(low=-three, high=three, power=one, rows=1)
+        seen = ActivationRange(low=-three, high=three, power=one, rows=1)
         ranges = {str(activation(node).name): seen for node in large_products(model)}
         return quantised(model, ranges, {"int8": SIGNED, "fp8": FP8}[precision])
     return model
@@ -86,7 +86,7 @@ def image_graph(config: ClipConfig, precision: str) -> ir.Model:
 def build(
     model: ir.Model,
     folder: Path,
-    profiles: tuple[Ranges, ...] = SINGLE,
+    profiles: tuple[Profile, ...] = SINGLE,
     *,
     timing_cache: Path | None = None,
 ) -> BuildReport:
@@ -136,7 +136,7 @@ def test_a_text_graph_with_four_open_sizes_is_built(tmp_path: Path) -> None:
 @pytest.mark.parametrize("structure", sorted(STRUCTURES))
 def test_the_image_graph_of_every_structure_is_built(structure: str, tmp_path: Path) -> None:
     model = STRUCTURES[structure](DIALECT).model
-    (single, *_) = default_profiles(GraphFile.of("image", model).symbols)
+    (single, *_) = default_profiles(open_sizes(model))
 
     report = build(model, tmp_path, (single,))
 

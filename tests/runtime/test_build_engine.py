@@ -74,7 +74,7 @@ def test_plans_can_be_carried_away(
     ("options", "code", "complaint"),
     [
         (("--compute-capability", "8.9"), 2, "is for --engine tensorrt-rtx; engine 'tensorrt'"),
-        (("--engine", "fake", "--output", "x"), 2, "--output needs --compute-capability"),
+        (("--engine", "fake", "--output", "x"), 2, "--output needs --precision"),
         (
             ("--engine", "tensorrt-rtx", "--compute-capability", "9.0"),
             1,

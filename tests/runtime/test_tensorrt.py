@@ -26,7 +26,7 @@ from vlp_deploy.engines.check import check_engine
 from vlp_deploy.engines.tensorrt import TensorRtEngine, TensorRtRtxEngine, builder
 from vlp_deploy.engines.tensorrt.builder import BuildReport, BuildRequest, build_plan
 from vlp_deploy.engines.tensorrt.cuda import Cuda, first_gpu
-from vlp_deploy.engines.tensorrt.plans import PLAN, SIDECAR, Target, plan_for, plans_folder
+from vlp_deploy.engines.tensorrt.plans import PLAN, SIDECAR, PlanTarget, plan_for, plans_folder
 from vlp_deploy.engines.tensorrt.profiles import (
     default_profiles,
     fitting,
@@ -35,7 +35,7 @@ from vlp_deploy.engines.tensorrt.profiles import (
 )
 from vlp_deploy.errors import EngineError, MissingDeviceError, MissingExtraError
 
-TARGET = Target(engine="tensorrt-rtx", version="1", graph="abc", compute_capability="8.9")
+TARGET = PlanTarget(engine="tensorrt-rtx", version="1", graph="abc", compute_capability="8.9")
 REPORT = BuildReport(
     inputs={}, profiles=(), layers={}, input_types={}, fused_attention=0, network_layers=0
 )
@@ -148,7 +148,9 @@ def test_a_plan_is_built_once_and_kept_pure() -> None:
 )
 def test_a_plan_for_anything_else_is_not_found(change: dict[str, Any]) -> None:
     plan_for(TARGET, build_once)
-    other = Target(**{field: getattr(TARGET, field) for field in TARGET.__struct_fields__} | change)
+    other = PlanTarget(
+        **{field: getattr(TARGET, field) for field in TARGET.__struct_fields__} | change
+    )
 
     assert plan_for(other, build_once).fresh
 
@@ -226,7 +228,7 @@ def test_a_failed_build_leaves_nothing_behind() -> None:
 BUILD_IN_A_PROCESS = """
 import os, signal, sys, time
 from vlp_deploy.engines.tensorrt.builder import BuildReport
-from vlp_deploy.engines.tensorrt.plans import Target, plan_for
+from vlp_deploy.engines.tensorrt.plans import PlanTarget, plan_for
 
 def build(path):
     print("built", flush=True)
@@ -238,7 +240,8 @@ def build(path):
         inputs={}, profiles=(), layers={}, input_types={}, fused_attention=0, network_layers=0
     )
 
-plan_for(Target(engine="tensorrt-rtx", version="1", graph="abc", compute_capability="8.9"), build)
+target = PlanTarget(engine="tensorrt-rtx", version="1", graph="abc", compute_capability="8.9")
+plan_for(target, build)
 """
 
 

@@ -1,11 +1,9 @@
-"""`vlp export BUNDLE`: a bundle's graphs become engines, on the machine that will run them."""
+"""From a bundle's graphs to engines, in the cache of this machine or for a GPU elsewhere."""
 
 import shutil
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Annotated
 
-import typer
 from rich.console import Console
 from rich.table import Table
 
@@ -14,54 +12,12 @@ from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.support import refuse_unsupported
 from vlp_deploy.engines.tensorrt import TENSORRT, TensorRtRtxEngine
 from vlp_deploy.engines.tensorrt.plans import Plan, plans_folder
-from vlp_deploy.errors import BundleError, UsageError
+from vlp_deploy.errors import BundleError
 from vlp_deploy.files import staged_folder
 from vlp_deploy.formats.bundle import Bundle
 
 
-def build_engine(
-    bundle: Annotated[Path, typer.Argument(help="Folder made by `vlp export RUN`.")],
-    engine: Annotated[
-        str, typer.Option(help="What will run it: onnx, openvino, tensorrt or tensorrt-rtx.")
-    ] = "tensorrt",
-    compute_capability: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Of tensorrt-rtx: build for GPUs of this compute capability, 8.9 say, which need "
-            "not be here. May be given several times."
-        ),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            help="With --compute-capability: put the plans here instead of the cache, to be "
-            "carried to the GPU's machine."
-        ),
-    ] = None,
-) -> None:
-    """Build a bundle's engines ahead of their first use, without PyTorch and without ONNX.
-
-    Engines are kept in the cache and proven by the bundle's own images. The bundle is not changed.
-    With --compute-capability nothing is run, so no GPU is needed, and nothing is proven before the
-    first load.
-    """
-    opened = Bundle(bundle)
-    if compute_capability:
-        if engine != TensorRtRtxEngine.name:
-            raise UsageError(
-                f"--compute-capability is for --engine {TensorRtRtxEngine.name}; engine {engine!r} "
-                "is built on the GPU that runs it"
-            )
-        if output is not None and (target := _carried(output)).exists():
-            raise BundleError(f"{target} exists already. Choose another --output")
-        _build_ahead(opened, compute_capability, output)
-        return
-    if output is not None:
-        raise UsageError("--output needs --compute-capability: other engines stay in the cache")
-    _build_here(opened, engine)
-
-
-def _build_here(bundle: Bundle, engine: str) -> None:
+def build_here(bundle: Bundle, engine: str) -> None:
     """Load every graph, which builds it, and prove the one that serves the bundle's classes."""
     options = EngineOptions(device="cuda" if engine in TENSORRT else "cpu")
     with Console(stderr=True).status("building; the first time this may take minutes"):
@@ -74,7 +30,10 @@ def _build_here(bundle: Bundle, engine: str) -> None:
     )
 
 
-def _build_ahead(bundle: Bundle, capabilities: Iterable[str], output: Path | None) -> None:
+def build_ahead(bundle: Bundle, capabilities: Iterable[str], output: Path | None) -> None:
+    """Build TensorRT for RTX's plans for GPUs that need not be here, and copy them to `output`."""
+    if output is not None and (target := _carried(output)).exists():
+        raise BundleError(f"{target} exists already. Choose another --output")
     manifest = bundle.manifest
     refuse_unsupported(TensorRtRtxEngine.name, manifest.precision)
     TensorRtRtxEngine.package()

@@ -237,6 +237,18 @@ class Bundle:
         except (ValueError, KeyError, OSError, EOFError, BadZipFile) as error:
             raise BundleError(f"{self.path / GOLDEN} cannot be read: {error}") from error
 
+    def contents(self) -> BundleContents:
+        """All of it in memory, every file checked: what `write_bundle` was given."""
+        files = {info.file for info in self.manifest.graphs.values()}
+        return BundleContents(
+            manifest=self.manifest,
+            graphs={file: self.files.read(file) for file in sorted(files)},
+            prompts=self.prompts(),
+            bank=self.class_bank(),
+            golden=self.golden(),
+            vocabulary=self.vocabulary(),
+        )
+
     def _tensors(self, name: str) -> dict[str, Floats]:
         try:
             return from_safetensors(self.files.read(name))

@@ -29,8 +29,8 @@ from vlp_deploy.engines.tensorrt.builder import (
 )
 from vlp_deploy.engines.tensorrt.cuda import Device, first_gpu
 from vlp_deploy.engines.tensorrt.messages import message_logger
-from vlp_deploy.engines.tensorrt.plans import Plan, Target, forget, plan_for, plans_folder
-from vlp_deploy.engines.tensorrt.profiles import Ranges, fitting, item_symbol, most_items
+from vlp_deploy.engines.tensorrt.plans import Plan, PlanTarget, forget, plan_for, plans_folder
+from vlp_deploy.engines.tensorrt.profiles import Profile, fitting, item_symbol, most_items
 from vlp_deploy.engines.tensorrt.workers import Worker
 from vlp_deploy.errors import EngineError, MissingDeviceError, MissingExtraError
 from vlp_deploy.files import sha256_of, write_atomic
@@ -69,7 +69,7 @@ class TensorRtEngine(Engine):
         self._starting = threading.Lock()
         self._version = f"{self.name} {trt.__version__} {_described(self._cuda.device)}"
 
-    def _load(self, graph: Path, target: Target) -> tuple[Plan, Any]:
+    def _load(self, graph: Path, target: PlanTarget) -> tuple[Plan, Any]:
         """The plan and what it becomes. One from the cache that is refused is built again."""
         plan = self.plan(graph, target)
         try:
@@ -99,9 +99,9 @@ class TensorRtEngine(Engine):
         """Raise MissingDeviceError for a GPU that the flavour knows not to serve."""
 
     @classmethod
-    def target(cls, graph: Path, profiles: tuple[Ranges, ...], device: Device) -> Target:
+    def target(cls, graph: Path, profiles: tuple[Profile, ...], device: Device) -> PlanTarget:
         """What a plan of this graph for this GPU depends on."""
-        return Target(
+        return PlanTarget(
             engine=cls.name,
             version=cls.package().__version__,
             graph=sha256_of(graph),
@@ -112,12 +112,12 @@ class TensorRtEngine(Engine):
         )
 
     @classmethod
-    def plan(cls, graph: Path, target: Target) -> Plan:
+    def plan(cls, graph: Path, target: PlanTarget) -> Plan:
         """The plan out of the cache, or built. Raises EngineError."""
         return plan_for(target, lambda path: cls._build(graph, target, path))
 
     @classmethod
-    def _build(cls, graph: Path, target: Target, path: Path) -> BuildReport:
+    def _build(cls, graph: Path, target: PlanTarget, path: Path) -> BuildReport:
         return build_plan(
             BuildRequest(
                 module=cls.module,
@@ -208,10 +208,10 @@ class TensorRtRtxEngine(TensorRtEngine):
             )
 
     @classmethod
-    def target(cls, graph: Path, profiles: tuple[Ranges, ...], device: Device) -> Target:
+    def target(cls, graph: Path, profiles: tuple[Profile, ...], device: Device) -> PlanTarget:
         # Neither the GPU's name nor its driver matters: such a plan may be built elsewhere.
         whole = super().target(graph, profiles, device)
-        return Target(
+        return PlanTarget(
             engine=whole.engine,
             version=whole.version,
             graph=whole.graph,
@@ -221,7 +221,7 @@ class TensorRtRtxEngine(TensorRtEngine):
 
     @classmethod
     def build_ahead(
-        cls, graph: Path, profiles: tuple[Ranges, ...], compute_capability: str
+        cls, graph: Path, profiles: tuple[Profile, ...], compute_capability: str
     ) -> Plan:
         """A plan in the cache for a GPU that need not be here. Raises EngineError."""
         known = supported_compute_capabilities(cls.module)
@@ -234,7 +234,7 @@ class TensorRtRtxEngine(TensorRtEngine):
         return cls.plan(graph, cls.target(graph, profiles, device))
 
     @classmethod
-    def _build(cls, graph: Path, target: Target, path: Path) -> BuildReport:
+    def _build(cls, graph: Path, target: PlanTarget, path: Path) -> BuildReport:
         return build_plan(
             BuildRequest(
                 module=cls.module,

@@ -16,7 +16,7 @@ from typing import Any
 import msgspec
 
 from vlp_deploy.engines.tensorrt.messages import message_logger
-from vlp_deploy.engines.tensorrt.profiles import Ranges, default_profiles
+from vlp_deploy.engines.tensorrt.profiles import Profile, default_profiles
 from vlp_deploy.errors import EngineError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Record
@@ -30,7 +30,7 @@ class BuildRequest(Record, frozen=True, kw_only=True):
     module: str  # tensorrt or tensorrt_rtx
     graph: str  # path of the ONNX file
     plan: str  # where to write
-    profiles: tuple[Ranges, ...] = ()  # none: the defaults for the graph's symbols
+    profiles: tuple[Profile, ...] = ()  # none: the defaults for the graph's symbols
     compute_capability: str | None = None  # "8.9"; None: of the GPU that is there
     timing_cache: str | None = None  # a file to read and to write
 
@@ -39,7 +39,7 @@ class BuildReport(Record, frozen=True, kw_only=True):
     """What was built."""
 
     inputs: dict[str, Shape]
-    profiles: tuple[Ranges, ...]
+    profiles: tuple[Profile, ...]
     layers: dict[str, int]  # kind -> how many, of all profiles, as the builder lists them
     input_types: dict[str, int]  # what layers read: Float, Half, Int8, FP8 … -> how many
     fused_attention: int  # layers that are a whole attention
@@ -148,7 +148,7 @@ def _config(trt: Any, builder: Any, request: BuildRequest) -> Any:
     return config
 
 
-def _optimisation_profile(builder: Any, inputs: dict[str, Shape], ranges: Ranges) -> Any:
+def _optimisation_profile(builder: Any, inputs: dict[str, Shape], ranges: Profile) -> Any:
     profile = builder.create_optimization_profile()
     for name, shape in inputs.items():
         if any(isinstance(size, str) for size in shape):
@@ -156,7 +156,7 @@ def _optimisation_profile(builder: Any, inputs: dict[str, Shape], ranges: Ranges
     return profile
 
 
-def _sized(shape: Shape, ranges: Ranges, bound: int) -> tuple[int, ...]:
+def _sized(shape: Shape, ranges: Profile, bound: int) -> tuple[int, ...]:
     return tuple(ranges[size][bound] if isinstance(size, str) else size for size in shape)
 
 

@@ -19,7 +19,7 @@ import msgspec
 
 from vlp_deploy.cache import cache_folder
 from vlp_deploy.engines.tensorrt.builder import BuildReport
-from vlp_deploy.engines.tensorrt.profiles import Ranges
+from vlp_deploy.engines.tensorrt.profiles import Profile
 from vlp_deploy.errors import EngineError
 from vlp_deploy.files import sha256_of, staged_folder
 from vlp_deploy.formats.architecture import Record
@@ -28,7 +28,7 @@ PLAN, SIDECAR = "model.plan", "model.json"
 FLAGS = ("strongly-typed", "no-tf32")  # how the builder is set, see `builder`
 
 
-class Target(Record, frozen=True, kw_only=True):
+class PlanTarget(Record, frozen=True, kw_only=True):
     """All that a plan depends on."""
 
     engine: str  # tensorrt or tensorrt-rtx
@@ -37,7 +37,7 @@ class Target(Record, frozen=True, kw_only=True):
     compute_capability: str
     device: str = ""  # the GPU's name; a plan of TensorRT for RTX serves all of a capability
     driver: str = ""
-    profiles: tuple[Ranges, ...] = ()  # as asked for; none: the defaults
+    profiles: tuple[Profile, ...] = ()  # as asked for; none: the defaults
     flags: tuple[str, ...] = FLAGS
 
     @property
@@ -54,7 +54,7 @@ class Target(Record, frozen=True, kw_only=True):
 class Sidecar(Record, frozen=True, kw_only=True):
     """What is known of a plan."""
 
-    target: Target
+    target: PlanTarget
     sha256: str
     report: BuildReport
 
@@ -74,7 +74,7 @@ def plans_folder() -> Path:
     return cache_folder() / "tensorrt"
 
 
-def plan_for(target: Target, build: Callable[[Path], BuildReport]) -> Plan:
+def plan_for(target: PlanTarget, build: Callable[[Path], BuildReport]) -> Plan:
     """The plan from the cache; else `build` writes one to the path it is given.
 
     Of several processes that want the same plan, one builds and the others wait. Warns of a plan
@@ -92,7 +92,7 @@ def plan_for(target: Target, build: Callable[[Path], BuildReport]) -> Plan:
         ) from error
 
 
-def _built(folder: Path, target: Target, build: Callable[[Path], BuildReport]) -> Plan:
+def _built(folder: Path, target: PlanTarget, build: Callable[[Path], BuildReport]) -> Plan:
     """A plan that is made now, unless another process was quicker."""
     with _lock(folder):
         try:
@@ -108,14 +108,14 @@ def _built(folder: Path, target: Target, build: Callable[[Path], BuildReport]) -
         return _read(folder, target, fresh=True)
 
 
-def forget(target: Target) -> None:
+def forget(target: PlanTarget) -> None:
     """Remove a plan that turned out to be of no use."""
     folder = plans_folder() / target.key
     with _lock(folder):
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _hash(target: Target) -> str:
+def _hash(target: PlanTarget) -> str:
     return hashlib.sha256(msgspec.json.encode(target)).hexdigest()[:32]
 
 
@@ -123,7 +123,7 @@ class DamagedPlanError(Exception):
     """A plan that is there but is not what was built; the message says how one can tell."""
 
 
-def _read(folder: Path, target: Target, *, fresh: bool) -> Plan:
+def _read(folder: Path, target: PlanTarget, *, fresh: bool) -> Plan:
     """Raises FileNotFoundError without a plan, DamagedPlanError for one that must not be used."""
     content = (folder / PLAN).read_bytes()
     try:

@@ -8,11 +8,11 @@ from collections.abc import Collection, Mapping, Sequence
 
 from vlp_deploy.errors import EngineError
 
-Range = tuple[int, int, int]  # least, what is tuned for, most
-Ranges = dict[str, Range]  # of one profile, by symbol
+SizeRange = tuple[int, int, int]  # least, what is tuned for, most
+Profile = dict[str, SizeRange]  # by symbol
 
 # One range from 1 to 128 would be tuned for one of its sizes and serve the others badly.
-BATCHES: tuple[Range, ...] = ((1, 1, 1), (2, 8, 8), (9, 32, 32), (33, 128, 128))
+BATCHES: tuple[SizeRange, ...] = ((1, 1, 1), (2, 8, 8), (9, 32, 32), (33, 128, 128))
 MOST_CLASSES = 32_768  # ImageNet-21k has 21,841
 MOST_ROWS = 256  # text rows of a run: `classes.bank.ROWS_A_RUN`
 MOST_EMBEDDED = 1_024  # classes of one run where each brings its tokens
@@ -21,7 +21,7 @@ ITEMS = ("B", "N", "K")  # of a graph's symbols the first one counts its items
 
 def default_profiles(
     symbols: Collection[str], *, classes: int = 100, context_length: int = 77
-) -> tuple[Ranges, ...]:
+) -> tuple[Profile, ...]:
     """Profiles of a graph with these symbols, the smallest batches first.
 
     `classes` is the number tuned for. Raises EngineError for a symbol that is not known.
@@ -33,7 +33,7 @@ def default_profiles(
             {"B": (2, 8, 16), "K": (1, min(classes, 128), 128), "S": suffix},
         )
     most = MOST_EMBEDDED if "L" in symbols else MOST_CLASSES
-    ranges: dict[str, Range] = {
+    ranges: dict[str, SizeRange] = {
         "K": (1, min(classes, most), most),
         "N": (1, 64, MOST_ROWS),
         "L": (1, min(16, context_length), context_length),
@@ -55,7 +55,7 @@ def item_symbol(symbols: Collection[str]) -> str | None:
     return next((symbol for symbol in ITEMS if symbol in symbols), None)
 
 
-def fitting(profiles: Sequence[Ranges], sizes: Mapping[str, int]) -> int | None:
+def fitting(profiles: Sequence[Profile], sizes: Mapping[str, int]) -> int | None:
     """The first profile whose ranges hold these sizes."""
     for index, profile in enumerate(profiles):
         if all(_holds(profile[symbol], size) for symbol, size in sizes.items()):
@@ -63,7 +63,7 @@ def fitting(profiles: Sequence[Ranges], sizes: Mapping[str, int]) -> int | None:
     return None
 
 
-def most_items(profiles: Sequence[Ranges], sizes: Mapping[str, int], item: str) -> int:
+def most_items(profiles: Sequence[Profile], sizes: Mapping[str, int], item: str) -> int:
     """How many items one run can take, the other sizes given. Raises EngineError if none."""
     others = {symbol: size for symbol, size in sizes.items() if symbol != item}
     able = [
@@ -79,7 +79,7 @@ def most_items(profiles: Sequence[Ranges], sizes: Mapping[str, int], item: str) 
     return max(able)
 
 
-def _holds(bounds: Range, size: int) -> bool:
+def _holds(bounds: SizeRange, size: int) -> bool:
     return bounds[0] <= size <= bounds[2]
 
 
@@ -87,5 +87,5 @@ def _listed(sizes: Mapping[str, int]) -> str:
     return ", ".join(f"{symbol} = {size}" for symbol, size in sizes.items())
 
 
-def _listed_ranges(ranges: Ranges) -> str:
+def _listed_ranges(ranges: Profile) -> str:
     return ", ".join(f"{symbol} {low} to {high}" for symbol, (low, _, high) in ranges.items())
