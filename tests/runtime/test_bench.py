@@ -169,7 +169,11 @@ def test_bundle_of_a_fixed_batch_is_measured_at_that_batch(
     content = (tmp_path / "report" / REPORT_FILE).read_bytes()
     report = msgspec.json.decode(content, type=BenchReport)
     assert [latency.batch for latency in report.contenders[0].latencies] == [3]
-    assert report.cold_start is None
+    assert report.cold_start is report.stages is None
+    (left_out,) = report.left_out
+    assert "exactly 3 at a time" in left_out
+    for file in ("report.html", "report.md"):
+        assert "Not measured: stages and cold start" in (tmp_path / "report" / file).read_text()
 
 
 @pytest.mark.parametrize("cached", [True, False])

@@ -8,12 +8,13 @@ from pathlib import Path
 
 import msgspec
 from rich.console import Console
-from rich.progress import Progress
 
 from vlp_deploy.classes.class_list import name_key, read_class_list
 from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.commands import bench_options as option
+from vlp_deploy.commands.bench_run import Plan, measure
+from vlp_deploy.commands.phases import phases
 from vlp_deploy.data.dataset import Dataset, load_dataset
 from vlp_deploy.data.strangers import unknown_samples
 from vlp_deploy.embedded import default_bundle
@@ -22,25 +23,16 @@ from vlp_deploy.errors import DataError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import Preprocessing, Record
 from vlp_deploy.formats.bundle import Bundle
-from vlp_deploy.measuring import bench as measuring
 from vlp_deploy.measuring.accuracy import domain_pattern
 from vlp_deploy.measuring.compare import compare as compare_reports
 from vlp_deploy.measuring.compare import load_report
-from vlp_deploy.measuring.contender import Contender
-from vlp_deploy.measuring.evaluation import (
-    Evaluator,
-    Questions,
-    check_answerable,
-    evaluate,
-    labels_in_bundle,
-)
-from vlp_deploy.measuring.gemm import measure_gemm
-from vlp_deploy.measuring.loops import LoopPlan, with_loops
-from vlp_deploy.measuring.records import OURS, BenchReport, ContenderResult, GemmRate, Stages
+from vlp_deploy.measuring.contender import Contender, Progress
+from vlp_deploy.measuring.evaluation import Questions, check_answerable, labels_in_bundle
+from vlp_deploy.measuring.loops import LoopPlan
+from vlp_deploy.measuring.records import OURS, BenchReport
 from vlp_deploy.measuring.rivals import RivalOptions, load_in, load_rival, rival_names
-from vlp_deploy.measuring.stages import measure_stages, write_golden_images
 from vlp_deploy.measuring.tables import Shown, comparison_tables, report_tables
-from vlp_deploy.measuring.timing import PASSES, describe_machine
+from vlp_deploy.measuring.timing import describe_machine
 from vlp_deploy.report.write import write_pages
 
 PACKAGES = ("vlp-deploy", "numpy", "pillow", "onnxruntime", "openvino", "torch", "open_clip_torch")
@@ -75,81 +67,50 @@ def bench(
 ) -> None:
     """Measure latency per batch size, throughput, cold start, and accuracy on labelled images.
 
-    With --against, the same tuned classifier runs in PyTorch in the same run, by turns with the
-    bundle, and a ratio is printed with its 95 % interval. Close other programs first.
+    With --against, the same tuned classifier runs in PyTorch, as a stock ONNX export or in another
+    engine too, by turns with the bundle: up to 0.1 s of calls each. A ratio is the median of paired
+    turns, with its 95 % interval. Close other programs first.
     """
     if output:
         _require_writable(output, COMPARISON_FILE if compare else REPORT_FILE)
     if compare:
         return _compare(compare, output)
     rivals = rival_names(against)
-    plan = LoopPlan.read(concurrency, rate, constant=constant_rate, seconds=seconds)
+    loops = LoopPlan.read(concurrency, rate, constant=constant_rate, seconds=seconds)
     machine = describe_machine(PACKAGES)  # its load before we add to it
     dataset = load_dataset(data, image_root=image_root, classnames=classnames) if data else None
     opened = Bundle(bundle or default_bundle())
     threads = threads or len(os.sched_getaffinity(0))
-    classifier = Classifier.load(opened.path, engine=engine, threads=threads, device=device)
-    if dataset and data_classes:
-        classifier = classifier.with_classes(list(dataset.class_names))
-    questions = _questions(
-        dataset, classifier, unknown=unknown, domain=domain, base=base_classes, transfer=transfer
-    )
-    options = RivalOptions(
-        classes=classifier.classes, pretrained=pretrained, threads=threads, device=device
-    )
-    contenders = _contenders(classifier, rivals, beside or [], options)
     alone = fixed_batch(opened.manifest.structure)  # the one batch size that there is, if so
-    batches = list(dict.fromkeys(batch or ([alone] if alone else [1, 8])))
-    steps = PASSES * len(batches) + len(plan) * len(contenders)
-    steps += questions.images(len(contenders)) if questions else 0
-    with Progress(console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("latency", total=steps)
-
-        def progress(text: str, n: int) -> None:
-            bar.update(task, advance=n, description=text)
-
-        results = measuring.measure_contenders(
-            contenders,
-            opened,
-            batches=batches,
-            seconds=seconds,
-            threads=threads,
-            progress=progress,
-        )
-        results = with_loops(results, contenders, opened, plan=plan, progress=progress)
-        results = tuple(_with_kind(result, contenders[result.name]) for result in results)
-        found = None
-        if questions:
-            evaluator = Evaluator.of(opened, progress)
-            results, found = evaluate(results, contenders, classifier, questions, evaluator)
-        bar.update(task, description="one image")
-        one = alone in (None, 1)  # whether one image alone can be classified
-        costs = _stages(classifier, questions, seconds) if stages and one else None
-        start = None
-        gemm: tuple[GemmRate, ...] = ()
-        if cold_start and one:
-            start = measuring.measure_cold_start(opened, engine=engine, device=device)
-        if cold_start and device == "cpu" and (vit := opened.manifest.backbone.config.vit):
-            gemm = measure_gemm(vit, batches=batches, threads=threads)
-    manifest = opened.manifest
-    report = BenchReport(
-        bundle=str(opened.path),
-        method=manifest.method,
-        engine=classifier.engine,
-        precision=manifest.precision,
-        device=device,
-        classes=len(classifier.classes),
-        gflops_per_image=manifest.graphs[manifest.class_graph].flops / 1e9,
+    plan = Plan(
+        batches=tuple(dict.fromkeys(batch or ([alone] if alone else [1, 8]))),
+        seconds=seconds,
+        loops=loops,
+        stages=stages,
+        cold_start=cold_start,
+        engine=engine,
         threads=threads,
-        data=str(data or ""),
-        machine=machine,
-        warnings=measuring.warnings_about(machine, results[0].latencies),
-        cold_start=start,
-        stages=costs,
-        gemm=gemm,
-        findings=found,
-        contenders=results,
+        device=device,
     )
+    with phases() as begin:
+        loading = begin("loading", 1 + len(rivals) + len(beside or []))
+        classifier = Classifier.load(opened.path, engine=engine, threads=threads, device=device)
+        if dataset and data_classes:
+            classifier = classifier.with_classes(list(dataset.class_names))
+        questions = _questions(
+            dataset,
+            classifier,
+            unknown=unknown,
+            domain=domain,
+            base=base_classes,
+            transfer=transfer,
+        )
+        loading("loading", 1)
+        options = RivalOptions(
+            classes=classifier.classes, pretrained=pretrained, threads=threads, device=device
+        )
+        contenders = _contenders(classifier, rivals, beside or [], options, loading)
+        report = measure(contenders, classifier, questions, plan, machine, begin)
     _finish(report, output)
 
 
@@ -162,12 +123,18 @@ def _finish(report: BenchReport, output: Path | None) -> None:
 
 
 def _contenders(
-    classifier: Classifier, rivals: Sequence[str], beside: Sequence[str], options: RivalOptions
+    classifier: Classifier,
+    rivals: Sequence[str],
+    beside: Sequence[str],
+    options: RivalOptions,
+    loading: Progress,
 ) -> dict[str, Contender]:
     """The bundle first, then what it is compared with, all for the same classes."""
     found: dict[str, Contender] = {OURS: classifier}
     for name in rivals:
+        loading(f"loading {name}", 0)
         found[name] = load_rival(name, classifier.bundle, options)
+        loading(f"loading {name}", 1)
     for text in beside:
         path, engine = bundle_and_engine(text, classifier.engine)
         name = os.path.basename(os.path.abspath(path))  # of "." as well
@@ -177,7 +144,9 @@ def _contenders(
                 f"--beside {text}: there is a contender named {name!r} already. Rename the folder"
             )
         _require_same_pixels(text, Bundle(path), classifier.bundle)
+        loading(f"loading {name}", 0)
         found[name] = load_in(engine, path, options)
+        loading(f"loading {name}", 1)
     return found
 
 
@@ -203,17 +172,6 @@ def bundle_and_engine(text: str, engine: str) -> tuple[Path, str]:
     """BUNDLE or BUNDLE@ENGINE; folders may have an @ in their names."""
     folder, _, named = text.rpartition("@")
     return (Path(folder), named) if folder and named in ENGINES else (Path(text), engine)
-
-
-def _stages(classifier: Classifier, questions: Questions | None, seconds: float) -> Stages:
-    """What one image costs: of the labelled images, or of the bundle's own as JPEG files."""
-    if questions:
-        paths = [sample.path for sample in questions.samples]
-        return measure_stages(classifier, paths, source="labelled images", seconds=seconds)
-    with tempfile.TemporaryDirectory() as folder:
-        paths = write_golden_images(classifier.bundle, Path(folder))
-        source = "the bundle's golden images as JPEG files"
-        return measure_stages(classifier, paths, source=source, seconds=seconds)
 
 
 def _require_writable(folder: Path, file: str) -> None:
@@ -251,6 +209,7 @@ def _questions(
     samples = labels_in_bundle(dataset, classifier.classes, advice=advice)
     strangers = unknown_samples(unknown, classifier.classes) if unknown else ()
     questions = Questions(
+        source=str(dataset.source),
         samples=samples,
         domain=domain_pattern(domain) if domain else None,
         base=_base(base, classifier, {classifier.classes[s.label] for s in samples}),
@@ -269,13 +228,6 @@ def _base(file: Path | None, classifier: Classifier, labelled: Set[str]) -> tupl
     known = {name_key(name) for name in own}
     base = len({name_key(name) for name in labelled} & known)
     return own if min(base, len(labelled) - base) >= 2 else ()  # one class has nothing to tell
-
-
-def _with_kind(result: ContenderResult, contender: Contender) -> ContenderResult:
-    engine, precision = result.name, "fp32"
-    if isinstance(contender, Classifier):
-        engine, precision = contender.engine, contender.bundle.manifest.precision
-    return msgspec.structs.replace(result, engine=engine, precision=precision)
 
 
 def show(parts: Iterable[Shown]) -> None:

@@ -74,7 +74,12 @@ Pretrained = Annotated[
 Batch = Annotated[
     list[int] | None, typer.Option(min=1, help="Batch sizes: 1, 8, or the bundle's own.")
 ]
-Seconds = Annotated[float, typer.Option(min=0, help="Time to spend on each batch size.")]
+Seconds = Annotated[
+    float,
+    typer.Option(
+        min=0, help="Time for each contender at each batch size, and for each of its loops."
+    ),
+]
 Concurrency = Annotated[
     str,
     typer.Option(

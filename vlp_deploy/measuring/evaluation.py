@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from vlp_deploy.classes.class_list import name_key
-from vlp_deploy.classes.coupled import filled, fixed_batch
+from vlp_deploy.classes.coupled import filled
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.data.dataset import Dataset, Sample, Subset, check_readable
 from vlp_deploy.errors import DataError, VlpError
@@ -46,11 +46,12 @@ ACCURACY_BATCH = 64
 class Questions:
     """What labelled images are asked. `samples` have labels of the bundle's classes in use.
 
-    `base` are names of classes that were tuned on; the others are new. `transfer` are data sets
-    that are classified into class names of their own.
+    `source` is where they are from, `base` are names of classes that were tuned on; the others are
+    new. `transfer` are data sets that are classified into class names of their own.
     """
 
     samples: Sequence[Sample]
+    source: str = ""
     domain: re.Pattern[str] | None = None
     base: Sequence[str] = ()
     strangers: Sequence[Sample] = ()
@@ -65,32 +66,36 @@ class Questions:
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator:
-    """Runs contenders over images. `batch` is the only batch size there is, None: any."""
+    """Runs contenders over images, every time over exactly `batch` of them."""
 
     preprocessing: Preprocessing
     temperature: float
     progress: Progress
-    batch: int | None = None
+    batch: int
 
     @classmethod
-    def of(cls, bundle: Bundle, progress: Progress) -> "Evaluator":
+    def of(cls, bundle: Bundle, progress: Progress, *, batch: int) -> "Evaluator":
         """As `bundle` has its images and probabilities."""
         return cls(
             preprocessing=bundle.manifest.preprocessing,
             temperature=bundle.manifest.temperature,
             progress=progress,
-            batch=fixed_batch(bundle.manifest.structure),
+            batch=batch,
         )
 
-    def logits(self, contender: Contender, samples: Sequence[Sample]) -> Floats:
+    def logits(self, name: str, contender: Contender, samples: Sequence[Sample]) -> Floats:
         """Logits (n, K) of samples; DataError names an unreadable image."""
         return all_logits(
-            contender, samples, self.preprocessing, progress=self.progress, batch=self.batch
+            contender,
+            samples,
+            self.preprocessing,
+            progress=lambda _, images: self.progress(f"accuracy: {name}", images),
+            batch=self.batch,
         )
 
     def share(self, name: str, contender: Contender, samples: Sequence[Sample]) -> Share:
         """Top-1 of a contender over samples."""
-        logits = self.logits(contender, samples)
+        logits = self.logits(name, contender, samples)
         return share(name, ranks(logits, labels_of(samples)) <= 1, samples)
 
 
@@ -106,7 +111,7 @@ def evaluate(
     The first of `contenders` is `classifier`, the bundle's; each has a result of its name.
     """
     samples, labels = questions.samples, labels_of(questions.samples)
-    logits = {name: evaluator.logits(each, samples) for name, each in contenders.items()}
+    logits = {name: evaluator.logits(name, each, samples) for name, each in contenders.items()}
     ours, *_ = logits.values()
     completed = tuple(
         msgspec.structs.replace(
@@ -150,7 +155,7 @@ def _further(
         temperature = evaluator.temperature
         rejection = unknown(
             confidence(logits, temperature),
-            confidence(evaluator.logits(classifier, questions.strangers), temperature),
+            confidence(evaluator.logits("unknown", classifier, questions.strangers), temperature),
         )
     return msgspec.structs.replace(
         found,

@@ -225,9 +225,10 @@ def with_loops(
     found = []
     for result in results:
         contender, loops = contenders[result.name], []
+        progress(f"callers at once: {result.name}", 0)
         for loop in plan.run(partial(contender.logits, images), batch=batch):
             loops.append(loop)
-            progress(f"{loop.kind} loops", 1)
+            progress(f"callers at once: {result.name}", 1)
         found.append(msgspec.structs.replace(result, loops=tuple(loops)))
     return tuple(found)
 

@@ -53,7 +53,7 @@ class GemmRate(Record, frozen=True, kw_only=True):
     """The best rate of a float32 matrix product (rows, inner) · (inner, columns) in NumPy.
 
     The shape is that of the first product of an MLP at this batch: tokens of all images, width,
-    width of the MLP. `threads` are the engine's.
+    width of the MLP. `threads` are as many as are fastest, at most the engine's.
     """
 
     batch: int
@@ -85,7 +85,8 @@ class ContenderResult(Record, frozen=True, kw_only=True):
 class BenchReport(Record, frozen=True, kw_only=True):
     """One run of `vlp bench`, as it is written to JSON. The first contender is the bundle.
 
-    `warnings` are what keeps the times from being quoted, a loaded machine say.
+    `warnings` are what keeps the times from being quoted, a loaded machine say. `left_out` is what
+    was asked for and cannot be measured, with the reason.
     """
 
     schema_version: int = SCHEMA_VERSION
@@ -100,6 +101,7 @@ class BenchReport(Record, frozen=True, kw_only=True):
     data: str = ""
     machine: Machine
     warnings: tuple[str, ...] = ()
+    left_out: tuple[str, ...] = ()
     cold_start: ColdStart | None = None
     stages: Stages | None = None
     gemm: tuple[GemmRate, ...] = ()  # one for each batch size

@@ -1,6 +1,6 @@
 """From a report of `vlp bench`, or a comparison of two, to what is shown in a terminal."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 from rich.table import Column, Table
@@ -25,6 +25,7 @@ def report_tables(report: BenchReport) -> Iterator[Shown]:
         f"{machine.cpu}, load {machine.load_average}"
     )
     yield from (f"warning: {warning}" for warning in report.warnings)
+    yield from (f"not measured: {what}" for what in report.left_out)
     cached = all(contender.text_embeddings_cached for contender in report.contenders)
     yield "text embeddings: " + ("computed beforehand" if cached else "computed for every image")
     yield _latencies(report)
@@ -64,12 +65,15 @@ def _cells(spread: Spread) -> list[str]:
 
 
 def _ratios(report: BenchReport) -> Iterator[Shown]:
-    for contender in report.contenders[1:]:
+    others = report.contenders[1:]
+    if not others:
+        return
+    table = _table("contender", "batch", f"time of {OURS} = 1", "95 % interval")
+    for contender in others:
         for latency, ratio in zip(contender.latencies, contender.ratios, strict=True):
-            yield (
-                f"batch {latency.batch}: {contender.name} takes {ratio.median:.2f}x the time of "
-                f"{OURS} ({ratio.low:.2f} to {ratio.high:.2f}, {latency.calls} paired calls)"
-            )
+            interval = f"{ratio.low:.2f} to {ratio.high:.2f}"
+            table.add_row(contender.name, str(latency.batch), f"{ratio.median:.2f}", interval)
+    yield table
 
 
 def _first_calls(report: BenchReport) -> Iterator[Shown]:
@@ -100,7 +104,7 @@ def _loops(report: BenchReport) -> Iterator[Shown]:
         return
     table = _table("contender", "loop", "images/s", *(f"p{p} ms" for p in PERCENTILES), "calls")
     for name, loop in loops:
-        kind = f"{loop.concurrency} callers"
+        kind = f"{loop.concurrency} caller{'s' if loop.concurrency > 1 else ''}"
         if loop.rate is not None:
             kind = f"{loop.rate:g}/s" + ("" if loop.kept_up else ": too many")
         calls = str(loop.latency.calls)
@@ -118,34 +122,47 @@ def _stages(report: BenchReport) -> Iterator[Shown]:
 
 
 def _accuracies(report: BenchReport) -> Iterator[Shown]:
-    for contender in report.contenders:
-        if contender.accuracy and contender.agreement:
-            yield f"{contender.name}: {_accuracy(contender.accuracy)}"
-            if contender is not report.contenders[0]:
-                yield _agreement(contender.agreement)
+    measured = [(c.name, c.accuracy) for c in report.contenders if c.accuracy]
+    if measured:
+        yield f"accuracy of {measured[0][1].images} images, decoded in full:"
+        yield _accuracy_table(measured)
+    others = [(c.name, c.agreement) for c in report.contenders[1:] if c.agreement]
+    if others:
+        yield _agreement_table(others)
     if report.findings:
         yield from _findings(report.findings)
 
 
-def _accuracy(found: Accuracy) -> str:
-    return (
-        f"top-1 {found.top1.value:.2%} ({found.top1.low:.1%} to {found.top1.high:.1%}), top-5 "
-        f"{found.top5.value:.2%} of {found.images} images, decoded in full; likelihood "
-        f"{found.nll:.3f} nats, calibration error {found.ece:.1%}"
-    )
-
-
-def _agreement(found: Agreement) -> str:
-    apart = ""
-    if difference := found.top1_difference:
-        apart = (
-            f"; top-1 of {OURS} minus this {100 * difference.value:+.2f} points "
-            f"({100 * difference.low:+.2f} to {100 * difference.high:+.2f})"
+def _accuracy_table(measured: Iterable[tuple[str, Accuracy]]) -> Table:
+    """NLL is the negative log-likelihood in nats, ECE the expected calibration error."""
+    table = _table("contender", "top-1", "95 % interval", "top-5", "NLL", "ECE")
+    for name, found in measured:
+        table.add_row(
+            name,
+            f"{found.top1.value:.2%}",
+            f"{found.top1.low:.1%} to {found.top1.high:.1%}",
+            f"{found.top5.value:.2%}",
+            f"{found.nll:.3f}",
+            f"{found.ece:.1%}",
         )
-    return (
-        f"  same first class as {OURS} for {found.same_top1}, largest difference of a logit "
-        f"{found.max_logit_difference:.1e}{apart}"
+    return table
+
+
+def _agreement_table(others: Iterable[tuple[str, Agreement]]) -> Table:
+    table = _table(
+        *(f"beside {OURS}", "same first class", "logits differ by"),
+        *("its top-1 minus this", "95 % interval"),
     )
+    for name, found in others:
+        points = ("", "")
+        if apart := found.top1_difference:
+            points = (
+                f"{100 * apart.value:+.2f}",
+                f"{100 * apart.low:+.2f} to {100 * apart.high:+.2f}",
+            )
+        same = f"{found.same_top1} of {found.images}"
+        table.add_row(name, same, f"{found.max_logit_difference:.1e}", *points)
+    return table
 
 
 def _findings(found: Findings) -> Iterator[Shown]:

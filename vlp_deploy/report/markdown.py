@@ -26,6 +26,7 @@ def _lines(report: BenchReport, figures: Sequence[Figure]) -> Iterator[str]:
     yield f"# {plain(title(report))}"
     yield f"\n{plain(subtitle(report))}.\n"
     yield from (f"> **Warning:** {plain(warning)}.\n" for warning in report.warnings)
+    yield from (f"Not measured: {plain(what)}.\n" for what in report.left_out)
     yield from (
         f"- **{plain(fact.value)}** {plain(fact.name)} ({plain(fact.detail)})"
         for fact in facts(report)

@@ -37,6 +37,7 @@ def _parts(
     yield f'<header>\n<p class="kind">vlp bench</p>\n<h1>{name}</h1>'
     yield element("p", {}, text(subtitle(report)))
     yield from (element("p", {"class": "warning"}, text(each)) for each in report.warnings)
+    yield from (element("p", {}, text(f"Not measured: {each}.")) for each in report.left_out)
     yield "</header>\n<main>"
     yield from _facts(report)
     yield '<div class="figures">'
@@ -54,7 +55,8 @@ def _facts(report: BenchReport) -> Iterator[str]:
             "div",
             {},
             element("dt", {}, text(fact.name)),
-            element("dd", {}, element("b", {}, text(fact.value)), text(fact.detail)),
+            element("dd", {"class": "value"}, text(fact.value)),
+            element("dd", {}, text(fact.detail)),
         )
         for fact in facts(report)
     )
@@ -125,8 +127,8 @@ def _mistakes(mistakes: Sequence[Mistake], pictures: Mapping[str, str]) -> str:
         element(
             "p",
             {},
-            "Left an image that was taken for the class on the right, which has an image beside "
-            "its name; and how often that happened.",
+            "Left an image that was taken for the class on the right, with an image of that class "
+            "if there is one in the data; and how often that happened.",
         ),
         element("ul", {"class": "mistakes"}, *rows),
     )
