@@ -93,10 +93,22 @@ def test_paired_difference_is_far_surer_than_two_shares() -> None:
     second = first.copy()
     second[:5] = ~second[:5]
 
-    interval = metrics.difference_interval(first, second)
+    interval = metrics.hits_difference(first, second)
 
+    assert interval.value == pytest.approx(first.mean() - second.mean())
     assert interval.high - interval.low < 0.03  # each share alone: 0.08
     assert interval.low <= interval.value <= interval.high
+
+
+def test_no_difference_on_few_images_is_no_proof_of_none() -> None:
+    hits = RNG.random(300) < 0.7
+
+    interval = metrics.hits_difference(hits, hits)
+
+    # with none of n images apart, up to about 3 / n of all may be ("rule of three")
+    assert interval.value == 0
+    assert 2 / 300 <= interval.high <= 4 / 300
+    assert interval.low == -interval.high
 
 
 def test_worst_confusion_comes_first() -> None:

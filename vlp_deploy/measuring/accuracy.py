@@ -21,10 +21,10 @@ from vlp_deploy.measuring.metrics import (
     Labels,
     area_under_roc,
     confusions,
-    difference_interval,
     expected_calibration_error,
     false_accepts_at,
     harmonic_mean,
+    hits_difference,
     log_probabilities,
     mean_interval,
     mean_intervals,
@@ -145,7 +145,7 @@ def agreement(bundle: AnyFloats, other: AnyFloats, labels: Labels) -> Agreement:
         images=len(bundle),
         max_logit_difference=float(np.abs(bundle - other).max()),
         same_top1=int((bundle.argmax(axis=1) == other.argmax(axis=1)).sum()),
-        top1_difference=difference_interval(ranks(bundle, labels) <= 1, ranks(other, labels) <= 1),
+        top1_difference=hits_difference(ranks(bundle, labels) <= 1, ranks(other, labels) <= 1),
     )
 
 

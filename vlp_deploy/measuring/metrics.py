@@ -140,9 +140,16 @@ def share_interval(hits: Booleans) -> Interval:
     return Interval(value=share, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 
-def difference_interval(first: NDArray[np.generic], second: NDArray[np.generic]) -> Interval:
-    """Mean of `first - second`, paired image by image: what is common to both cancels."""
-    return mean_interval(first.astype(np.float64) - second.astype(np.float64))
+def hits_difference(first: Booleans, second: Booleans) -> Interval:
+    """Share of hits of `first` minus that of `second`, paired image by image.
+
+    The bootstrap is given two images more, of which each hits one: where no image tells the two
+    apart, it would be sure that none ever does (Agresti and Min, 2005, add half an image to each
+    cell of the table for the same reason). The share itself is without them.
+    """
+    apart = first.astype(np.float64) - second.astype(np.float64)
+    wider = mean_interval(np.append(apart, [1.0, -1.0]))
+    return Interval(value=float(apart.mean()), low=wider.low, high=wider.high)
 
 
 def resampled_means(values: Doubles) -> Doubles:
