@@ -64,7 +64,9 @@ def demo(
     _vlp("export", output / "coop-1", "--engine", "onnx", "--output", bundle, "--force")
     _headline(4, "Measure: the bundle beside the same classifier in PyTorch")
     report = output / "report"
-    _vlp("bench", bundle, "--data", base, "--against", "torch", "--output", report)
+    _vlp(
+        "bench", bundle, "--data", base, "--against", "torch", "--seconds", "3", "--output", report
+    )
     scale = Bundle(bundle).manifest.logit_scale
     _check_agreement(report / REPORT_FILE, tests, tolerance=logit_tolerance(scale))
     _new_classes(bundle, unknown, output / "new.txt", zero_shot=best_new)

@@ -66,7 +66,7 @@ def distributions(title: str, description: str, series: Sequence[Series]) -> str
         y_text=percent_text,
     )
     marks = [_line(index, each, axes) for index, each in enumerate(series)]
-    return axes.draw(title, description, *marks)
+    return axes.draw(title, description, *reversed(marks))  # the first, the bundle's, on top
 
 
 def rates(
@@ -84,7 +84,7 @@ def rates(
         y_label="images a second",
     )
     marks = []
-    for index, each in enumerate(series):
+    for index, each in reversed(list(enumerate(series))):  # the first, the bundle's, on top
         marks.append(_line(index, each, axes))
         marks += [
             marker(index, axes.at(x, y), tip=f"{each.name}, {name}: {number(y)} in {number(x)} ms")
@@ -113,7 +113,7 @@ def trade(title: str, description: str, places: Sequence[Place]) -> str:
     )
     points = [(place.x, place.interval.value) for place in places]
     marks = [polyline(_steps([axes.at(*point) for point in frontier(points)]), "frontier")]
-    for index, (place, point) in enumerate(zip(places, points, strict=True)):
+    for index, (place, point) in reversed(list(enumerate(zip(places, points, strict=True)))):
         marks.append(_whisker(axes, place.x, place.interval, f"whisker s{index % SERIES}"))
         tip = f"{place.name}: {place.interval.value:.1%} in {number(place.x)} ms"
         marks.append(marker(index, axes.at(*point), tip=tip))

@@ -76,8 +76,9 @@ def _reliability(found: Findings, ours: ContenderResult) -> Figure:
     return Figure(
         name="reliability",
         title=title,
-        reading="Bars on the diagonal: 70% is right seven times of ten. Below it answers are too "
-        f"sure. Expected calibration error {ece:.1%}, at temperature {number(found.temperature)}.",
+        reading="Bars that end at the diagonal: 70% is right seven times of ten; squares are the "
+        "mean probabilities. Below the diagonal answers are too sure. Expected calibration error "
+        f"{ece:.1%}, at temperature {number(found.temperature)}.",
         plot=reliability_diagram(title, f"Expected calibration error {ece:.1%}", bins),
         table=Table(
             header=("probability", "images", "mean probability", "right"),

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 STEPS = (1, 2, 2.5, 5, 10)
 LOGARITHMIC_TICKS = ((1, 1.5, 2, 3, 4, 5, 6, 8), (1, 2, 5), (1, 3), (1,))  # in every decade
+SAME = 1e-9  # of a value: what lies nearer is drawn at one place
 PADDING = 0.06  # of the range, beyond the smallest and the largest value
 
 
@@ -43,7 +44,7 @@ def linear(
     """A scale for all values, and for 0 if `zero`, that begins and ends at a tick."""
     low, high = _ends(values)
     low = min(low, 0) if zero else low
-    if low == high:
+    if high - low <= SAME * max(abs(low), abs(high)):
         low, high = (low, low + 1) if low == 0 else sorted((low - abs(low) / 2, low + abs(low) / 2))
     step = _step((high - low) / (most - 1))
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)

@@ -31,14 +31,17 @@ header p, .figure > p {{ color: var(--faint); margin: 0 0 .7rem; overflow-wrap: 
 header .kind {{ font-size: .8rem; letter-spacing: .06em; text-transform: uppercase; margin: 0; }}
 header .warning {{ background: var(--warn); color: var(--ink); border-radius: .4rem;
   padding: .5rem .8rem; }}
-.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(8.6rem, 1fr)); gap: .7rem;
+.facts {{ display: grid; grid-template-columns: repeat(auto-fit, minmax(7.7rem, 1fr)); gap: .7rem;
   margin: 1rem 0; }}
 .facts div, .figure {{ background: var(--card); border: 1px solid var(--line);
   border-radius: .6rem; padding: .8rem 1rem; }}
 dt {{ font-size: .84rem; color: var(--faint); }}
 dd {{ margin: 0; font-size: .8rem; color: var(--faint); }}
-dd b {{ display: block; font-size: 1.45rem; line-height: 1.3; color: var(--ink);
+.facts div {{ display: flex; flex-direction: column; }}
+dd.value {{ order: -1; font-size: 1.45rem; font-weight: bold; line-height: 1.3; color: var(--ink);
   font-variant-numeric: tabular-nums; }}
+dt {{ line-height: 1.3; }}
+#others table {{ min-width: 100%; }}
 .figures {{ columns: 2 26rem; column-gap: .9rem; }}
 .figure {{ break-inside: avoid; margin: 0 0 .9rem; }}
 svg {{ display: block; width: 100%; height: auto; }}

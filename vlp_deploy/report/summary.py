@@ -1,6 +1,6 @@
 """From a report to what is read first: a few facts, and what may be concluded from them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -8,15 +8,15 @@ import numpy as np
 
 from vlp_deploy.measuring.accuracy import Agreement
 from vlp_deploy.measuring.gemm import gemm_share
-from vlp_deploy.measuring.records import BenchReport
+from vlp_deploy.measuring.records import BenchReport, ContenderResult
 from vlp_deploy.report.figure import Table
 from vlp_deploy.report.quality import points_text
 from vlp_deploy.report.scale import number
 
 OTHERS = (
     "Measured by turns in the same run, with the same classes. Times are multiples of the bundle's,"
-    " points are the bundle's top-1 minus theirs. In brackets 95% intervals of the paired "
-    "differences: what is lost is no more than they say."
+    " turn by turn; points are the bundle's top-1 minus theirs, image by image. In brackets 95% "
+    "intervals: what is lost is no more than they say."
 )
 
 
@@ -52,9 +52,10 @@ def facts(report: BenchReport) -> Iterator[Fact]:
         yield Fact(f"{number(first.p50_ms)} ms", f"median latency, batch {first.batch}", interval)
         best = max(ours.latencies, key=lambda latency: latency.images_per_s)
         yield Fact(number(best.images_per_s), "images a second", f"batch {best.batch}")
+        yield from _beside(report.contenders)
         if (reached := gemm_share(report, first)) is not None:
-            detail = f"fastest matrix product in NumPy, batch {first.batch}"
-            yield Fact(f"{reached:.0%}", "of this machine's arithmetic", detail)
+            detail = f"NumPy's fastest in float32, batch {first.batch}"
+            yield Fact(f"{reached:.0%}", "of a matrix product's rate", detail)
     if found := ours.accuracy:
         interval = f"{found.top1.low:.1%} to {found.top1.high:.1%}, {found.images:,} images"
         yield Fact(f"{found.top1.value:.1%}", "top-1 accuracy", interval)
@@ -65,6 +66,14 @@ def facts(report: BenchReport) -> Iterator[Fact]:
         detail = f"{number(start.first_s)} s with an empty cache"
         yield Fact(f"{number(later)} s", "process start to answer", detail)
         yield Fact(f"{number(start.peak_memory_mb)} MB", "peak memory", "of that process")
+
+
+def _beside(contenders: Sequence[ContenderResult]) -> Iterator[Fact]:
+    """How much faster than what was named first of all that it is compared with."""
+    for other in contenders[1:2]:
+        for latency, ratio in zip(other.latencies[:1], other.ratios[:1], strict=True):
+            detail = f"batch {latency.batch}, 95% interval {ratio.low:.2f} to {ratio.high:.2f}"
+            yield Fact(f"{ratio.median:.2f}×", f"as fast as {other.name}", detail)
 
 
 def comparison_table(report: BenchReport) -> Table:
