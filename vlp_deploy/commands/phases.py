@@ -8,7 +8,14 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 REDRAWS = 1  # a second
 Advance = Callable[[str, int], None]  # what is being done, and how many steps of it just were
@@ -30,7 +37,7 @@ def phases() -> Iterator[Begin]:
 
 
 def _beginning(bars: Progress) -> Begin:
-    names: dict[int, str] = {}
+    names: dict[TaskID, str] = {}
 
     def begin(name: str, total: int | None) -> Advance:
         for number in names:

@@ -94,7 +94,7 @@ def _gemm_shares(report: BenchReport) -> Iterator[Shown]:
             yield (
                 f"batch {latency.batch}: {share:.0%} of the best rate of a matrix product, "
                 f"{rate.gflops_per_s:.0f} GFLOP/s ({rate.rows} x {rate.inner} x {rate.columns}, "
-                f"{rate.threads} threads, {rate.library})"
+                f"{_counted(rate.threads, 'thread')}, {rate.library})"
             )
 
 
@@ -104,12 +104,16 @@ def _loops(report: BenchReport) -> Iterator[Shown]:
         return
     table = _table("contender", "loop", "images/s", *(f"p{p} ms" for p in PERCENTILES), "calls")
     for name, loop in loops:
-        kind = f"{loop.concurrency} caller{'s' if loop.concurrency > 1 else ''}"
+        kind = _counted(loop.concurrency, "caller")
         if loop.rate is not None:
             kind = f"{loop.rate:g}/s" + ("" if loop.kept_up else ": too many")
         calls = str(loop.latency.calls)
         table.add_row(name, kind, f"{loop.images_per_s:.1f}", *_cells(loop.latency), calls)
     yield table
+
+
+def _counted(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"
 
 
 def _stages(report: BenchReport) -> Iterator[Shown]:
