@@ -5,12 +5,14 @@ may be skipped, and only where VLP_GOLDEN is not set.
 """
 
 import os
+import re
 from collections.abc import Generator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-# Minutes each, so they are begun first: under -n no worker has one of them left in the end.
+# Minutes each, so they are begun first: with -n no worker has one of them left in the end.
 LONG = (
     "test_golden_road.py",
     "test_every_method.py",
@@ -18,6 +20,8 @@ LONG = (
     "test_kill.py",
     "test_parallel.py",
 )
+# A file stays whole, as its fixtures take long; of golden cases those that share a CLIP do.
+TOGETHER = re.compile(r"(.*?)::[^\[]*(\[ViT-B-\d+)?")
 if "PYTEST_XDIST_WORKER" in os.environ:  # there is one for each core
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 GOLDEN_REASON = "VLP_GOLDEN is not set: no numbers of the official code to compare with"
@@ -27,6 +31,19 @@ GOLDEN_REASON = "VLP_GOLDEN is not set: no numbers of the official code to compa
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     rank = {name: place for place, name in enumerate(LONG)}
     items.sort(key=lambda item: rank.get(item.path.name, len(LONG)))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """With -n, what one worker does without the others."""
+    from xdist.scheduler import LoadFileScheduling
+
+    class Scheduling(LoadFileScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            found = TOGETHER.match(nodeid)
+            return found.expand(r"\1\2") if found else nodeid
+
+    return Scheduling(config, log)
 
 
 @pytest.fixture(autouse=True)
@@ -48,9 +65,23 @@ def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
     report = yield
-    if report.skipped and not hasattr(report, "wasxfail") and os.environ.get("VLP_NO_SKIPS"):
-        reason = str(call.excinfo.value) if call.excinfo else ""
-        if GOLDEN_REASON not in reason:
-            report.outcome = "failed"
-            report.longrepr = f"skipped where nothing may be skipped: {reason}"
+    if report.skipped and not hasattr(report, "wasxfail"):
+        _refuse_to_skip(report, str(call.excinfo.value) if call.excinfo else "")
     return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Of a whole file, as `importorskip` skips it."""
+    report = yield
+    if report.skipped:
+        _refuse_to_skip(report, str(report.longrepr))
+    return report
+
+
+def _refuse_to_skip(report: pytest.TestReport | pytest.CollectReport, reason: str) -> None:
+    if os.environ.get("VLP_NO_SKIPS") and GOLDEN_REASON not in reason:
+        report.outcome = "failed"
+        report.longrepr = f"skipped where nothing may be skipped: {reason}"

@@ -75,7 +75,9 @@ def cases() -> list[Any]:
     infos = {path.parent: json.loads(path.read_text()) for path in files.values()}
     found = [source for source, info in infos.items() if info.get("checkpoint_files")]
     found.sort(key=lambda source: (ARCHITECTURES.index(infos[source]["arch"]), source.name))
-    parameters = [pytest.param(source, id=source.name) for source in found]
+    parameters = [
+        pytest.param(source, id=f"{infos[source]['arch']}-{source.name}") for source in found
+    ]
     if folder:
         return parameters
     return [*parameters, pytest.param("", marks=pytest.mark.skip(reason=GOLDEN_REASON), id="rest")]
