@@ -4,6 +4,7 @@ B images, K classes, S image size. The first call at a batch size compiles, whic
 minutes; `vlp bench` tells that time apart.
 """
 
+import logging
 from collections.abc import Callable
 from typing import Any
 
@@ -43,6 +44,8 @@ class CompiledClassifier:
 
 def load_compiled(bundle: Bundle, options: RivalOptions) -> CompiledClassifier:
     """As `load_eager`; nothing is compiled before the first call."""
+    # compiling for a processor, PyTorch warns of a CUDA toolkit that is there without a GPU
+    logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
     return CompiledClassifier(load_eager(bundle, options))
 
 

@@ -21,7 +21,7 @@ def report_tables(report: BenchReport) -> Iterator[Shown]:
     machine = report.machine
     yield (
         f"{report.method}, {report.classes} classes, {report.engine} {report.precision}, "
-        f"{report.gflops_per_image:.3g} GFLOP an image, {report.threads} threads\n"
+        f"{report.gflops_per_image:.3g} GFLOP an image, {_counted(report.threads, 'thread')}\n"
         f"{machine.cpu}, load {machine.load_average}"
     )
     yield from (f"warning: {warning}" for warning in report.warnings)

@@ -120,7 +120,7 @@ def trade(title: str, description: str, places: Sequence[Place]) -> str:
     tops = [axes.at(place.x, place.interval.high) for place in places]
     names = [(place.name, top) for place, top in zip(places, tops, strict=True)]
     lines = [Box(x - CAP, y, x + CAP, BOTTOM) for x, y in tops]
-    labels = place_names(names, places=ABOVE, obstacles=lines)
+    labels = place_names(names, places=ABOVE, obstacles=lines, series=True)
     return axes.draw(title, description, *marks, *labels)
 
 

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlp_deploy.report.axes import BOTTOM, LEFT, LETTER, LINE, RIGHT, TOP
-from vlp_deploy.report.svg import Point, words
+from vlp_deploy.report.svg import SERIES, Point, words
 
 GAP = 8.0  # between a point and its name
 # direction from the point and the text's anchor, the most pleasant first
@@ -56,10 +56,12 @@ def place_names(
     *,
     places: Places = ANYWHERE,
     obstacles: Sequence[Box] = (),
+    series: bool = False,
 ) -> list[str]:
     """A label for each name and its point, but for those that fit nowhere.
 
-    None covers a point, another label or one of `obstacles`.
+    None covers a point, another label or one of `obstacles`. If each is a `series` of its own, it
+    has the series's colour.
     """
     taken = [Box(x - 6, y - 6, x + 6, y + 6) for _, (x, y) in names]
     drawn = []
@@ -70,7 +72,8 @@ def place_names(
             box = text_box(name, at, anchor)
             if box.is_inside(PAPER) and not any(box.overlaps(other) for other in others):
                 taken.append(box)
-                drawn.append(words(name, at, "name", anchor=anchor))
+                kind = f"name s{number % SERIES}" if series else "name"
+                drawn.append(words(name, at, kind, anchor=anchor))
                 break
     return drawn
 

@@ -54,7 +54,7 @@ svg {{ display: block; width: 100%; height: auto; }}
 .axis {{ stroke: var(--axis); stroke-width: 1.2; }}
 .tick, .label, .name {{ font-size: 12px; fill: var(--faint); font-variant-numeric: tabular-nums; }}
 .label {{ fill: var(--ink); }}
-.name {{ fill: var(--ink); paint-order: stroke; stroke: var(--card); stroke-width: 3px;
+.name {{ fill: var(--mark, var(--ink)); paint-order: stroke; stroke: var(--card); stroke-width: 3px;
   stroke-linejoin: round; }}
 @media (max-width: 30rem) {{ .tick, .label, .name {{ font-size: 14px; }} }}
 .line {{ fill: none; stroke: var(--mark); stroke-width: 2; stroke-linejoin: round; }}
