@@ -7,9 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import Field, fields
-from enum import StrEnum
-from pathlib import Path
-from typing import Annotated, Any, Literal, get_args, get_origin
+from typing import Any, Literal, get_args, get_origin
 
 import msgspec
 import typer
@@ -19,6 +17,8 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 from vlp_deploy import embedded
 from vlp_deploy.data.dataset import Subset
 from vlp_deploy.errors import TrainingError
+from vlp_train import command_options as option
+from vlp_train.command_options import PrecisionName, SubsetName
 from vlp_train.devices import Precision
 from vlp_train.fit import Report, Step
 from vlp_train.methods import METHODS
@@ -30,9 +30,6 @@ from vlp_train.training import train as run_training
 
 TEMPLATES = "templates"  # the option behind --template
 HELP_WIDTH = 76
-
-DATA, MODEL = "Data", "Model"
-SCHEDULE, IMAGES, MEMORY = "Schedule", "Images", "Memory and precision"
 
 
 def option_help() -> str:
@@ -69,228 +66,38 @@ def _option(field: Field[Any]) -> str:
 EPILOG = f"\b\nMethods, what they learn, and their options:\n{option_help()}"
 
 
-class PrecisionName(StrEnum):
-    """What `--precision` takes."""
-
-    auto = "auto"
-    fp32 = "fp32"
-    bf16 = "bf16"
-    fp16 = "fp16"
-
-
-class SubsetName(StrEnum):
-    """What `--subset` takes."""
-
-    all = "all"
-    base = "base"
-    new = "new"
-
-
-class ScheduleName(StrEnum):
-    """What `--schedule` takes."""
-
-    cosine = "cosine"
-    constant = "constant"
-
-
 def train(
-    data: Annotated[
-        Path,
-        typer.Argument(
-            help="Labelled images: a folder of class folders, a .csv/.jsonl/.parquet list with "
-            "path and label, or CoOp's split_zhou_*.json."
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(help="The run's folder: prompt.safetensors, resume.safetensors, log.jsonl."),
-    ],
-    method: Annotated[
-        str, typer.Option(help="What is learned, and how; all methods are listed below.")
-    ] = "coop",
-    option: Annotated[
-        list[str] | None,
-        typer.Option(
-            "-O",
-            "--option",
-            metavar="NAME=VALUE",
-            help="A hyper-parameter of the method, repeatable, such as -O context_tokens=4; listed "
-            "below.",
-        ),
-    ] = None,
-    stage1: Annotated[
-        Path | None,
-        typer.Option(
-            "--stage1",
-            help="For dpc: the run or checkpoint of the prompt that a second one is tuned beside.",
-        ),
-    ] = None,
-    template: Annotated[
-        list[str] | None,
-        typer.Option(
-            help="Sentence around the class name, {}, for methods whose text is not learned "
-            "(zeroshot, vpt). Repeat it to average several."
-        ),
-    ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with an interrupted run, or start it.")
-    ] = False,
-    force: Annotated[
-        bool, typer.Option("--force", help="Delete a run that is in the way.")
-    ] = False,
-    subset: Annotated[
-        SubsetName,
-        typer.Option(
-            rich_help_panel=DATA,
-            help="Classes to train on. base: the first half by label, rounded up; the accuracy on "
-            "it, on the new half and their harmonic mean are told. new: the other half.",
-        ),
-    ] = SubsetName.all,
-    shots: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=DATA,
-            help="Training images a class, drawn with --seed. Default: all of them.",
-        ),
-    ] = None,
-    seed: Annotated[
-        int,
-        typer.Option(
-            rich_help_panel=DATA, help="Decides the shots, the initial prompts, order and crops."
-        ),
-    ] = 1,
-    evaluate: Annotated[
-        list[Path] | None,
-        typer.Option(
-            rich_help_panel=DATA,
-            help="More data to measure the trained prompt on, repeatable; its classes may be new. "
-            "With --resume also where the run is finished.",
-        ),
-    ] = None,
-    image_root: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=DATA, help="Where the paths of a list start. Default: its folder."
-        ),
-    ] = None,
-    classnames: Annotated[
-        Path | None,
-        typer.Option(
-            rich_help_panel=DATA,
-            help="File with a class name for every folder name (n01440764 tench).",
-        ),
-    ] = None,
-    model: Annotated[
-        str,
-        typer.Option(
-            rich_help_panel=MODEL,
-            help="vlp-tiny (embedded), an open_clip name such as ViT-B-16-quickgelu, or an "
-            "open_clip .json configuration.",
-        ),
-    ] = "vlp-tiny",
-    pretrained: Annotated[
-        str | None,
-        typer.Option(
-            rich_help_panel=MODEL,
-            help="Its weights: an open_clip tag such as openai, or a local file.",
-        ),
-    ] = None,
-    epochs: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=SCHEDULE, help="Default: the method's own, by the number of shots."
-        ),
-    ] = None,
-    batch_size: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=SCHEDULE,
-            help="Images a forward pass, over all processes. Default: the method's own.",
-        ),
-    ] = None,
-    accumulate: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=SCHEDULE,
-            help="Batches whose gradients make one step: what N times the batch size does, in the "
-            "memory of one. Losses that couple the images of a batch (dpt, dcp, dpc) still see one "
-            "batch at a time. Default: 1.",
-        ),
-    ] = None,
-    learning_rate: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=SCHEDULE, help="At its peak. Default: the method's own."),
-    ] = None,
-    schedule: Annotated[
-        ScheduleName | None,
-        typer.Option(
-            rich_help_panel=SCHEDULE,
-            help="How the rate goes on after the warm-up, epoch by epoch. Default: the method's "
-            "own, which is cosine.",
-        ),
-    ] = None,
-    warmup_epochs: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=SCHEDULE,
-            help="Epochs at a rate of 1e-5 before the peak. Default: 1, or 0 of one epoch.",
-        ),
-    ] = None,
-    momentum: Annotated[
-        float | None, typer.Option(rich_help_panel=SCHEDULE, help="Of SGD. Default: 0.9.")
-    ] = None,
-    weight_decay: Annotated[
-        float | None,
-        typer.Option(rich_help_panel=SCHEDULE, help="Pulls prompts to zero. Default: 5e-4."),
-    ] = None,
-    augment: Annotated[
-        bool,
-        typer.Option(
-            rich_help_panel=IMAGES,
-            help="Random crops. Without them every epoch sees the images as they are served, and "
-            "the features of a frozen image tower are computed once, which is much faster.",
-        ),
-    ] = True,
-    flip: Annotated[
-        bool, typer.Option(rich_help_panel=IMAGES, help="Mirror half of the crops.")
-    ] = True,
-    cache_features: Annotated[
-        bool,
-        typer.Option(
-            "--cache-features",
-            rich_help_panel=IMAGES,
-            help="Run the image tower over the images once, not in every epoch. It changes what is "
-            "learned: no random crops, unless --views caches some. For methods that leave the "
-            "image tower alone.",
-        ),
-    ] = False,
-    views: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=IMAGES,
-            help="With --cache-features: cache N random crops of every image, taken in turn, one "
-            "an epoch.",
-        ),
-    ] = None,
-    class_chunk: Annotated[
-        int | None,
-        typer.Option(
-            rich_help_panel=MEMORY,
-            help="Class prompts in the text tower at once; computed again for the backward pass, "
-            "which takes half as long again and the memory of one chunk. 0: all. Default: all, or "
-            "what fits where they would take more than 2 GiB.",
-        ),
-    ] = None,
-    device: Annotated[
-        str, typer.Option(rich_help_panel=MEMORY, help="auto, cpu or cuda.")
-    ] = "auto",
-    precision: Annotated[
-        PrecisionName,
-        typer.Option(
-            rich_help_panel=MEMORY,
-            help="Of matrix products. auto: fp32 on a CPU, half precision on CUDA.",
-        ),
-    ] = PrecisionName.auto,
+    data: option.Data,
+    output: option.Output,
+    method: option.Method = "coop",
+    method_option: option.MethodOption = None,
+    stage1: option.Stage1 = None,
+    template: option.Template = None,
+    resume: option.Resume = False,
+    force: option.Force = False,
+    subset: option.Subset = SubsetName.all,
+    shots: option.Shots = None,
+    seed: option.Seed = 1,
+    evaluate: option.Evaluate = None,
+    image_root: option.ImageRoot = None,
+    classnames: option.Classnames = None,
+    model: option.Model = "vlp-tiny",
+    pretrained: option.Pretrained = None,
+    epochs: option.Epochs = None,
+    batch_size: option.BatchSize = None,
+    accumulate: option.Accumulate = None,
+    learning_rate: option.LearningRate = None,
+    schedule: option.Schedule = None,
+    warmup_epochs: option.WarmupEpochs = None,
+    momentum: option.Momentum = None,
+    weight_decay: option.WeightDecay = None,
+    augment: option.Augment = True,
+    flip: option.Flip = True,
+    cache_features: option.CacheFeatures = False,
+    views: option.Views = None,
+    class_chunk: option.ClassChunk = None,
+    device: option.Device = "auto",
+    precision: option.Precision = PrecisionName.auto,
 ) -> None:
     """Tune a prompt on labelled images.
 
@@ -304,7 +111,7 @@ def train(
         data=data,
         output=output,
         method=method,
-        method_options=parse_options(option or [], template or []),
+        method_options=parse_options(method_option or [], template or []),
         stage1=stage1,
         model=model,
         pretrained=pretrained,
