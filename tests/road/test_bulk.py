@@ -155,12 +155,14 @@ def kill_classify(folder: Path, times: int, outputs: list[list[str]]) -> int:
         os.chdir(killed)
         for _ in range(times):
             process = vlp(folder / "cache", *command, *options)
-            time.sleep(random.uniform(0.2 * seconds, 0.9 * seconds))
+            moment = random.uniform(0.2 * seconds, 0.9 * seconds)
+            time.sleep(moment)
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 hits += 1
             process.communicate()
             if process.returncode != -signal.SIGKILL:  # it was done: once more from the start
+                seconds = moment  # other work may have slowed the first run
                 shutil.rmtree(killed)
                 killed.mkdir()
                 os.chdir(killed)
