@@ -7,17 +7,14 @@ import numpy as np
 import pytest
 import torch
 
+from vlp_deploy.data.dataset import load_dataset
+from vlp_deploy.embedded import emoji_path
 from vlp_train.emoji import STYLES, IconSet, normalised, read_classes
 from vlp_train.pretrain.corpus import HELD_OUT_SETS
 from vlp_train.pretrain.emoji_names import by_words, common_names, pictures_of, vendor_sets
-from vlp_train.pretrain.few_shot import curve_table, rises
-from vlp_train.pretrain.held_out import (
-    COLOUR_SETS,
-    figures,
-    held_out_emoji,
-    held_out_icons,
-    trained_icons,
-)
+from vlp_train.pretrain.few_shot import curve_table, nested_shots, rises, split_file
+from vlp_train.pretrain.held_out import figures, trained_icons
+from vlp_train.pretrain.unseen import COLOUR_SETS, held_out_emoji, held_out_icons
 
 BODY = '<path fill="#d22" d="M4 4h16v16H4z"/>'
 
@@ -109,6 +106,27 @@ def test_held_out_styles_are_neither_trained_on_nor_tested() -> None:
     tested = {style.prefix for style in STYLES}
     assert not tested & {*COLOUR_SETS, "openmoji"}
     assert set(COLOUR_SETS) < HELD_OUT_SETS
+
+
+def test_more_shots_contain_fewer_of_the_same_seed() -> None:
+    samples = load_dataset(emoji_path() / "split_zhou_base.json").split("train")
+    one, two, other = (
+        nested_shots(samples, shots=shots, seed=seed) for shots, seed in ((1, 1), (2, 1), (1, 2))
+    )
+    assert [sample.label for sample in one] == list(range(122))
+    assert set(one) < set(two)
+    assert len(two) == 244
+    assert one != other
+
+
+def test_a_few_shot_split_keeps_classes_and_all_test_samples(tmp_path: Path) -> None:
+    data = load_dataset(emoji_path() / "split_zhou_base.json")
+    path = tmp_path / "shots.csv"
+    path.write_bytes(split_file(data, shots=2, seed=1))
+    drawn = load_dataset(path)
+    assert drawn.class_names == data.class_names
+    assert set(drawn.split("test")) == set(data.split("test"))
+    assert len(drawn.split("train")) == 244
 
 
 def test_figures_count_ranks() -> None:

@@ -31,6 +31,7 @@ from vlp_train.pretrain.start import start_image_tower, start_text_tower
 from vlp_train.pretrain.state import TrainingState
 from vlp_train.pretrain.targets import Targets, make_targets
 from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, train_text
+from vlp_train.pretrain.unseen import held_out_icons
 from vlp_train.pretrain.wordnet import NounLexicon, read_nouns
 
 _LOG = logging.getLogger("vlp_train.pretrain")
@@ -152,7 +153,7 @@ def run(
         checkpoint=output / "text.safetensors",
         earlier=of_earlier("text.safetensors"),
     )
-    scale = scale_of(clip, batches, bank.embeddings)
+    scale = scale_of(clip, held_out_icons(inputs.icons, set(captions)))
     write_release(clip, scale, output)
     _LOG.info("logit scale %.1f", scale)
     pictures = read_pictures(EMOJI, clip.config.vision.image_size)

@@ -1,12 +1,13 @@
 """Turn a run's two towers into the files that are shipped: open_clip configuration and weights.
 
-    python -m vlp_train.pretrain.release --run runs/vlp-tiny --wordnet words/usr/share/wordnet \
+    python -m vlp_train.pretrain.release --run runs/vlp-tiny --icons package \
         --weights average --output runs/candidate
 
 The command releases an unfinished run, too: `average` is the better choice while the rate is high,
-`parameter` after it fell to zero. The logit scale is fitted to augmentations that no training saw.
+`parameter` after it fell to zero. The logit scale is fitted to held-out icons (`unseen`): on
+drawings that it knows the tower is surer than on others, and few shots then teach doubt alone.
 
-Legend: B images, K captions, D joint width.
+Legend: B images, K classes, D joint width.
 """
 
 import argparse
@@ -21,18 +22,20 @@ import torch
 import torch.nn.functional as F
 from safetensors import safe_open
 from safetensors.torch import save
-from torch import Generator, Tensor
+from torch import Tensor
 
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
-from vlp_train.pretrain.batches import Batches, normalise
-from vlp_train.pretrain.evaluate import image_features
-from vlp_train.pretrain.pack import load_corpus
-from vlp_train.pretrain.sampling import drawing_weights
-from vlp_train.pretrain.targets import read_targets
+from vlp_train.pretrain.evaluate import (
+    TEMPLATES,
+    Pictures,
+    class_features,
+    image_features,
+    read_captions,
+)
 from vlp_train.pretrain.text_tower import text_parameters
-from vlp_train.pretrain.wordnet import read_nouns
+from vlp_train.pretrain.unseen import held_out_icons
 
 CONFIGURATION: dict[str, Any] = {
     "embed_dim": 256,
@@ -45,18 +48,16 @@ CONFIGURATION: dict[str, Any] = {
         "layers": 4,
     },
 }
-# Images, never trained on, that the scale is fitted to.
-_SAMPLE, _SEED = 1024, -2
 _SCALES = torch.linspace(5.0, 100.0, 191)
 
 
 @torch.no_grad()
 def fit_scale(features: Tensor, targets: Tensor, embeddings: Tensor) -> float:
-    """Return the logit scale, at most 100, with the least cross entropy over all captions.
+    """Return the logit scale, at most 100, with the least cross entropy over all classes.
 
     Args:
         features: image features (B, D), any length.
-        targets: caption numbers (B,).
+        targets: class numbers (B,).
         embeddings: unit vectors (K, D).
     """
     cosines = F.normalize(features, dim=-1) @ embeddings.T  # (B, K)
@@ -82,10 +83,10 @@ def _load(parameters: dict[str, Tensor], checkpoint: Path, kind: str) -> None:
             parameter.copy_(file.get_tensor(f"{kind}.{name}"))
 
 
-def scale_of(clip: Clip, batches: Batches, embeddings: Tensor) -> float:
-    """Return the logit scale that fits `clip` to unseen augmentations."""
-    images, chosen = batches(_SAMPLE, Generator().manual_seed(_SEED))
-    return fit_scale(image_features(clip, normalise(images)), chosen, embeddings)
+def scale_of(clip: Clip, pictures: Pictures) -> float:
+    """Return the logit scale that fits `clip` to pictures with classes."""
+    classes = class_features(clip, pictures.classes, TEMPLATES)
+    return fit_scale(image_features(clip, pictures.pixels), pictures.labels, classes)
 
 
 def write_release(clip: Clip, scale: float, folder: Path) -> None:
@@ -104,19 +105,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--run", type=Path, required=True, help="output folder of the pre-training")
     parser.add_argument("--text", type=Path, help="another run's folder for the text tower")
-    parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun")
+    parser.add_argument("--icons", type=Path, required=True, help="unpacked npm @iconify/json")
     parser.add_argument("--weights", choices=("parameter", "average"), default="parameter")
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
     load_image_tower(clip, options.run / "image.safetensors", options.weights)
     load_text_tower(clip, (options.text or options.run) / "text.safetensors", "parameter")
-    corpus = load_corpus(options.run / "corpus")
-    targets = read_targets(options.run / "targets.safetensors")
-    captions = sorted({caption for own in corpus.captions for caption in own})
-    probability = drawing_weights(corpus, read_nouns(options.wordnet))
-    batches = Batches(corpus, probability, captions)
-    scale = scale_of(clip, batches, targets[: len(captions)])
+    scale = scale_of(clip, held_out_icons(options.icons, read_captions(options.run / "corpus")))
     write_release(clip, scale, options.output)
     sys.stdout.write(f"logit scale {scale:.1f}, {options.output}/weights.safetensors\n")
 
