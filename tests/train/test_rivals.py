@@ -59,6 +59,24 @@ def test_compiled_model_gives_the_answers_of_the_model(eager: EagerClassifier) -
         assert np.abs(difference).max() <= LOGIT_TOLERANCE
 
 
+def test_every_batch_size_is_compiled() -> None:
+    compiled: list[object] = []
+
+    class Model:
+        def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+            return 2.0 * pixels.flatten(1)
+
+    def counting(graph: object, inputs: object) -> object:
+        compiled.append(graph)
+        return graph
+
+    rival = CompiledClassifier(Model(), backend=counting)
+    for batch in range(1, 11):  # by itself PyTorch gives up after eight
+        rival.logits(np.ones((batch, 3, 1, 1), np.uint8))
+
+    assert len(compiled) == 10
+
+
 def test_a_missing_compiler_is_told(
     eager: EagerClassifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:

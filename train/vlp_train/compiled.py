@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo.config
 from numpy.typing import NDArray
 from torch._dynamo.exc import TorchDynamoException
 
@@ -18,6 +19,7 @@ from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring.rivals import RivalOptions
 from vlp_train.eager import EagerClassifier, load_eager
 
+MOST_BATCH_SIZES = 256
 INDUCTOR = "inductor"  # PyTorch's own, which writes C++ for processors
 
 
@@ -25,6 +27,7 @@ class CompiledClassifier:
     """Pixels to logits through the compiled model."""
 
     def __init__(self, eager: EagerClassifier, *, backend: str | Callable[..., Any] = INDUCTOR):
+        torch._dynamo.config.recompile_limit = MOST_BATCH_SIZES  # beyond 8 it would run eagerly
         # dynamic=False: for one batch size each, which is the fastest that torch.compile offers
         self._predict = torch.compile(eager.predict, dynamic=False, backend=backend)
 
