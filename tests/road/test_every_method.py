@@ -4,6 +4,7 @@ Each is trained for two epochs on a few emoji, at a rate that moves its prompts,
 """
 
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -88,12 +89,24 @@ def _bundle(case: Case, data: Path, folder: Path) -> Path:
     return folder / "bundle"
 
 
+@cache
+def drawings() -> NDArray[np.uint8]:
+    """Of the embedded bundle, which every test would unpack into a cache of its own."""
+    return Bundle(embedded.default_bundle()).golden().pixels
+
+
 def pictures(seed: int, count: int = 9) -> NDArray[np.uint8]:
     """Drawings of all sorts in random order, as the tower reads them."""
     rng = np.random.default_rng(seed)
-    golden = Bundle(embedded.default_bundle()).golden().pixels
+    golden = drawings()
     noise = rng.integers(0, 256, golden.shape, np.uint8)
     return rng.permutation(np.concatenate([golden, noise]))[:count]
+
+
+@cache
+def served(bundle: Path) -> Classifier:
+    """A bundle in onnxruntime, loaded once for all of its tests."""
+    return Classifier.load(bundle, "onnx")
 
 
 def test_every_method_has_a_case() -> None:
@@ -105,7 +118,7 @@ def test_every_method_has_a_case() -> None:
 def test_no_answer_depends_on_the_other_images(
     name: str, seed: int, bundles: dict[str, Path]
 ) -> None:
-    classifier, pixels = Classifier.load(bundles[name], "onnx"), pictures(seed)
+    classifier, pixels = served(bundles[name]), pictures(seed)
     alone = np.concatenate([classifier.logits(pixel[None]) for pixel in pixels])
     cut = int(np.random.default_rng(seed).integers(1, len(pixels)))
 
@@ -121,7 +134,7 @@ def test_no_answer_depends_on_the_other_images(
 def test_new_classes_are_served_or_refused_with_the_reason(
     name: str, bundles: dict[str, Path]
 ) -> None:
-    classifier = Classifier.load(bundles[name], "onnx")
+    classifier = served(bundles[name])
     if not CASES[name].new_classes:
         with pytest.raises(VlpError, match="context of its own"):
             classifier.with_classes(NEW)
@@ -138,7 +151,7 @@ def test_new_classes_are_served_or_refused_with_the_reason(
 def test_training_classes_given_as_new_ones_get_the_same_answers(
     name: str, bundles: dict[str, Path]
 ) -> None:
-    classifier, pixels = Classifier.load(bundles[name], "onnx"), pictures(3)
+    classifier, pixels = served(bundles[name]), pictures(3)
 
     again = classifier.with_classes(classifier.classes)
 
@@ -148,7 +161,7 @@ def test_training_classes_given_as_new_ones_get_the_same_answers(
 
 
 def test_a_small_dpt_says_how_many_classes_it_takes(bundles: dict[str, Path]) -> None:
-    classifier = Classifier.load(bundles["dpt-small"], "onnx")
+    classifier = served(bundles["dpt-small"])
 
     with pytest.raises(VlpError, match="10 classes"):
         classifier.with_classes([f"thing number {index}" for index in range(11)])
