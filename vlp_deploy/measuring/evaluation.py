@@ -106,13 +106,13 @@ def evaluate(
     questions: Questions,
     evaluator: Evaluator,
 ) -> tuple[tuple[ContenderResult, ...], Findings]:
-    """Add accuracy and agreement to results, and say what is found about the bundle.
+    """Add accuracy, and agreement with the bundle, to results; say what is found about the bundle.
 
     The first of `contenders` is `classifier`, the bundle's; each has a result of its name.
     """
     samples, labels = questions.samples, labels_of(questions.samples)
     logits = {name: evaluator.logits(name, each, samples) for name, each in contenders.items()}
-    ours, *_ = logits.values()
+    first, ours = results[0], logits[results[0].name]
     completed = tuple(
         msgspec.structs.replace(
             result,
@@ -121,7 +121,7 @@ def evaluate(
                 labels,
                 temperature=_temperature(contenders[result.name], evaluator.temperature),
             ),
-            agreement=agreement(ours, logits[result.name], labels),
+            agreement=agreement(ours, logits[result.name], labels) if result is not first else None,
         )
         for result in results
     )
