@@ -68,8 +68,8 @@ class GemmRate(Record, frozen=True, kw_only=True):
 class ContenderResult(Record, frozen=True, kw_only=True):
     """What was measured of one contender. `ratio` is its time over the bundle's, per batch size.
 
-    `text_embeddings_cached`: the text tower ran before the measuring, not for every image. The bundle
-    itself has no `agreement`.
+    `text_embeddings_cached`: the text tower ran before the measuring, not for every image.
+    `agreement` is that with the bundle, which has none itself.
     """
 
     name: str
