@@ -1,7 +1,7 @@
 """What bulk classification reaches of what the machine could do, and of what people do instead.
 
     python benchmarks/bench_classify.py [overlap] [decode] [memory] [loops] [--seconds 60]
-        [--bundle FOLDER] [--files 100000]
+        [--bundle FOLDER] [--engine auto] [--files 100000]
 
 overlap   `Classifier.stream` on 500 x 375 JPEG files with a bundle (by default a ViT-B/16 of random
           weights) against ideal overlap. The model: decoding all images alone, on all cores, takes
@@ -141,7 +141,7 @@ def bench_overlap(folder: Path, options: argparse.Namespace) -> list[Row]:
     """End to end against decoding and engine, each alone."""
     if options.bundle is None:
         write_random_bundle(folder / "bundle")
-    classifier = Classifier.load(options.bundle or folder / "bundle")
+    classifier = Classifier.load(options.bundle or folder / "bundle", options.engine)
     paths = write_photos(folder, options.images)
     preprocessing = classifier.bundle.manifest.preprocessing
 
@@ -243,7 +243,7 @@ def bench_loops(folder: Path, options: argparse.Namespace) -> list[Row]:
     from vlp_deploy.measuring.rivals import RivalOptions
     from vlp_train.eager import load_eager
 
-    classifier = Classifier.load(embedded.default_bundle())
+    classifier = Classifier.load(embedded.default_bundle(), options.engine)
     paths = write_photos(folder, options.images)
     cores = len(os.sched_getaffinity(0))
     options_of_rival = RivalOptions(
@@ -284,15 +284,17 @@ def bench_loops(folder: Path, options: argparse.Namespace) -> list[Row]:
     same = np.mean(np.array(ours()) == np.array(contenders["loop"]()))
     assert same > 0.8, f"only {same:.0%} of labels agree"  # scaled decoding changes a few
     times = take_turns(contenders, seconds=options.seconds, warm_up=1)
+    rates = {name: 1000 * len(paths) / float(np.median(values)) for name, values in times.items()}
     rows: list[Row] = []
     for name in ("loop", "2 workers"):
         ratio = paired_ratio(times[name], times["vlp classify"])
-        rate = 1000 * len(paths) / np.median(times["vlp classify"])
         print(
             f"loops     {ratio.median:.2f}x ({ratio.low:.2f} to {ratio.high:.2f}) as fast as"
-            f" PyTorch ({name}), {rate:.0f} images/s; {same:.1%} same labels"
+            f" PyTorch ({name}), {rates['vlp classify']:.0f} images/s in"
+            f" {classifier.engine_version}; {same:.1%} same labels"
         )
-        rows.append({"what": "loops", "against": name, "ratio": msgspec.to_builtins(ratio)})
+        row = {"what": "loops", "against": name, "engine": classifier.engine_version}
+        rows.append({**row, "rates": rates, "ratio": msgspec.to_builtins(ratio)})
     return rows
 
 
@@ -313,6 +315,7 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60)
     parser.add_argument("--images", type=int, default=256)
     parser.add_argument("--bundle", type=Path)
+    parser.add_argument("--engine", default="auto", help="of overlap and loops")
     parser.add_argument("--files", type=int, default=100_000)
     options = parser.parse_args()
     if unknown := set(options.what) - BENCHES.keys():
@@ -324,7 +327,9 @@ def main() -> None:
             "when": datetime.now(UTC).isoformat(timespec="seconds"),
             "command": " ".join(["python", *sys.argv]),
             "machine": msgspec.to_builtins(
-                describe_machine(["onnxruntime", "pillow", "torch", "torchvision", "numpy"])
+                describe_machine(
+                    ["onnxruntime", "openvino", "pillow", "torch", "torchvision", "numpy"]
+                )
             ),
             "rows": rows,
         }
