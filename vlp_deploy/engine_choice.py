@@ -6,13 +6,13 @@ self-test.
 """
 
 import hashlib
+import math
 import os
 import time
 import warnings
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
-from math import prod
 from pathlib import Path
 
 import msgspec
@@ -25,6 +25,7 @@ from vlp_deploy.classes.coupled import fixed_batch
 from vlp_deploy.classes.towers import Towers
 from vlp_deploy.engines import AUTO, ENGINES, candidates, engine_class
 from vlp_deploy.engines.base import EngineOptions
+from vlp_deploy.engines.memory import give_back
 from vlp_deploy.engines.support import refuse_unsupported
 from vlp_deploy.errors import EngineError, MissingExtraError, VlpError
 from vlp_deploy.files import write_atomic
@@ -32,9 +33,11 @@ from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle, ClassBank
 from vlp_deploy.processor import processor_name
 
-BATCHES = (1, 8)
-SECONDS = 0.8  # to time all engines at one batch size
-ROUNDS = range(2, 10)  # so few where a call takes long, so many where it does not
+BATCHES = (1, 4)
+TURNS = 2  # of each engine, so that a busy moment of the machine does not decide
+SECONDS = 0.2  # of one turn at one batch size
+ROUNDS = range(2, 10)  # calls: so few where one takes long, so many where it does not
+Times = dict[int, float]  # milliseconds by batch size
 NOT_HERE = (EngineError, MissingExtraError)  # why an engine is not used, under `auto`
 
 
@@ -54,11 +57,11 @@ class Choice(Record, frozen=True, kw_only=True):
     """What was found out about the candidates, as kept in the cache."""
 
     conditions: Conditions
-    milliseconds: dict[str, dict[int, float]]  # engines that passed, the fastest first -> by batch
+    milliseconds: dict[str, Times]  # engines that passed, the fastest first -> by batch
     refused: dict[str, str]  # the others -> why
 
     def __str__(self) -> str:
-        """`openvino (2.1 ms at batch 1, 14 ms at batch 8), onnx (…)`."""
+        """`openvino (2.1 ms at batch 1, 7 ms at batch 4), onnx (…)`."""
         return ", ".join(
             f"{name} ({', '.join(f'{ms:.3g} ms at batch {n}' for n, ms in times.items())})"
             for name, times in self.milliseconds.items()
@@ -150,52 +153,76 @@ def _first_that_works(
 def _fastest(
     bundle: Bundle, bank: ClassBank, conditions: Conditions, options: EngineOptions
 ) -> Towers:
-    """Load, prove and time all candidates. Raises what the last of them raised if none passes."""
-    batches = _batches(bundle)
-    passed: dict[str, Towers] = {}
-    refused: dict[str, Exception] = {}
-    for name in conditions.engines:
-        try:
-            towers = _proven(bundle, bank, name, options)
-            for pixels in batches:
-                towers.run_image(pixels, bank)  # the first call makes room, or finds none
-            passed[name] = towers
-        except NOT_HERE as error:
-            refused[name] = error
-            _warn(name, error)
-    if not passed:
-        raise list(refused.values())[-1]
-    times = _times(batches, bank, passed) if len(passed) > 1 else {name: {} for name in passed}
-    ranked = sorted(times, key=lambda name: prod(times[name].values()))
+    """Measure all candidates, keep what was found, and load the first of them.
+
+    Raises what the last of them raised if none passes.
+    """
+    times, refused = _measured(bundle, bank, list(conditions.engines), options)
+    if not times:
+        raise refused[[*conditions.engines][-1]]
     choice = Choice(
         conditions=conditions,
-        milliseconds={name: times[name] for name in ranked},
+        milliseconds=dict(sorted(times.items(), key=lambda item: math.prod(item[1].values()))),
         refused={name: str(error) for name, error in refused.items()},
     )
     with suppress(OSError):  # a cache that cannot be written to costs time, not answers
         write_atomic(_path(conditions), msgspec.json.format(msgspec.json.encode(choice)) + b"\n")
-    for name in ranked[1:]:
-        passed[name].close()
-    return passed[ranked[0]]
+    return _first_that_works(bundle, bank, choice, options)
 
 
-def _times(
-    batches: Sequence[NDArray[np.uint8]], bank: ClassBank, contenders: Mapping[str, Towers]
-) -> dict[str, dict[int, float]]:
-    """Milliseconds of each engine's fastest call by batch size, the engines taking turns."""
-    times: dict[str, dict[int, float]] = {name: {} for name in contenders}
-    for pixels in batches:
-        size = len(pixels)
-        deadline = time.perf_counter() + SECONDS
-        for done in range(ROUNDS.stop):
-            if done >= ROUNDS.start and time.perf_counter() > deadline:
-                break
-            for name, towers in contenders.items():
-                start = time.perf_counter()
-                towers.run_image(pixels, bank)
-                elapsed = 1000 * (time.perf_counter() - start)
-                times[name][size] = min(elapsed, times[name].get(size, elapsed))
-    return times
+def _measured(
+    bundle: Bundle, bank: ClassBank, names: Sequence[str], options: EngineOptions
+) -> tuple[dict[str, Times], dict[str, Exception]]:
+    """The fastest calls of those that pass, and what the others raised.
+
+    Engines take turns, and none is in memory out of its turn. The last comes first: OpenVINO takes
+    most while it compiles, when no library of another engine should be there yet.
+    """
+    batches = _batches(bundle)
+    times: dict[str, Times] = {}
+    refused: dict[str, Exception] = {}
+    for name in TURNS * tuple(reversed(names)):
+        if name in refused:
+            continue
+        try:
+            found = _turn(bundle, bank, name, options, batches)
+        except NOT_HERE as error:
+            refused[name] = error
+            times.pop(name, None)
+            _warn(name, error)
+            continue
+        before = times.get(name, found)
+        times[name] = {size: min(ms, before[size]) for size, ms in found.items()}
+    return times, refused
+
+
+def _turn(
+    bundle: Bundle,
+    bank: ClassBank,
+    name: str,
+    options: EngineOptions,
+    batches: Sequence[NDArray[np.uint8]],
+) -> Times:
+    """Load an engine, prove it, time it at every batch size, and let go of it."""
+    towers = _proven(bundle, bank, name, options)
+    try:
+        return {len(pixels): _quickest(towers, bank, pixels) for pixels in batches}
+    finally:
+        towers.close()
+        give_back()
+
+
+def _quickest(towers: Towers, bank: ClassBank, pixels: NDArray[np.uint8]) -> float:
+    """Milliseconds of the fastest of some calls; other programs only ever add to it."""
+    towers.run_image(pixels, bank)  # the first call makes room, or finds none
+    quickest, deadline = math.inf, time.perf_counter() + SECONDS
+    for done in range(ROUNDS.stop):
+        if done >= ROUNDS.start and time.perf_counter() > deadline:
+            break
+        start = time.perf_counter()
+        towers.run_image(pixels, bank)
+        quickest = min(quickest, 1000 * (time.perf_counter() - start))
+    return quickest
 
 
 def _batches(bundle: Bundle) -> list[NDArray[np.uint8]]:

@@ -12,6 +12,13 @@ from vlp_deploy.extras import load_function
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.tolerance import LEAST_AGREEMENT, MOST_ACCURACY_LOSS
 
+PRECISION, ENGINES = "A bundle in another precision", "Engines"  # sections of the help
+EPILOG = """\b
+vlp export bundles/fp32 --precision int8 --calibration images/ --output bundles/int8
+vlp export bundles/fp32 --precision auto --engine openvino --output bundles/fast
+vlp export bundles/fp32 --engine tensorrt-rtx --compute-capability 8.9
+"""
+
 
 def export_bundle(
     bundle: Annotated[Path, typer.Argument(help="Folder made by `vlp export RUN`.")],
@@ -25,8 +32,9 @@ def export_bundle(
     precision: Annotated[
         str | None,
         typer.Option(
-            help="Write a new bundle in fp16, bf16, int8 or fp8, or with auto in the fastest "
-            "within the budget below; fp32 only changes the engine. BUNDLE has to be fp32."
+            rich_help_panel=PRECISION,
+            help="Write one in fp16, bf16, int8 or fp8, or with auto in the fastest "
+            "within the budget below; fp32 only changes the engine. BUNDLE has to be fp32.",
         ),
     ] = None,
     output: Annotated[
@@ -40,28 +48,38 @@ def export_bundle(
     calibration: Annotated[
         Path | None,
         typer.Option(
-            help="Of --precision: images to measure int8, fp8 and auto on, best those of training. "
+            rich_help_panel=PRECISION,
+            help="Images to measure int8, fp8 and auto on, best those of training. "
             "A folder or an archive, without labels too, or a list as for training. Not needed "
-            "for vlp-tiny."
+            "for vlp-tiny.",
         ),
     ] = None,
     max_accuracy_loss: Annotated[
         float,
-        typer.Option(help="Of --precision auto: percentage points, where images have labels."),
+        typer.Option(
+            rich_help_panel=PRECISION,
+            help="Of --precision auto: percentage points, where images have labels.",
+        ),
     ] = MOST_ACCURACY_LOSS,
     min_agreement: Annotated[
         float,
-        typer.Option(help="Of --precision auto: per cent of images with the answer of fp32."),
+        typer.Option(
+            rich_help_panel=PRECISION,
+            help="Of --precision auto: per cent of images with the answer of fp32.",
+        ),
     ] = LEAST_AGREEMENT,
     force: Annotated[
         bool,
-        typer.Option("--force", help="Of --precision: replace a bundle at --output, in one step."),
+        typer.Option(
+            "--force", rich_help_panel=PRECISION, help="Replace a bundle at --output, in one step."
+        ),
     ] = False,
     compute_capability: Annotated[
         list[str] | None,
         typer.Option(
+            rich_help_panel=ENGINES,
             help="Of tensorrt-rtx: build for GPUs of this compute capability, 8.9 say, which need "
-            "not be here. May be given several times."
+            "not be here. May be given several times.",
         ),
     ] = None,
 ) -> None:

@@ -5,6 +5,7 @@ from importlib import import_module
 from pathlib import Path
 
 from vlp_deploy.engines.base import Engine, EngineOptions
+from vlp_deploy.engines.memory import give_back
 from vlp_deploy.engines.support import support_table, why_unsupported
 from vlp_deploy.errors import EngineError
 
@@ -61,4 +62,6 @@ def load_engine(name: str, graph: Path, options: EngineOptions) -> Engine:
             f"engine {name!r} reads {chosen.reads} files, but this bundle holds {graph.name}. "
             "Use --engine auto"
         )
-    return chosen(graph, options)
+    engine = chosen(graph, options)
+    give_back()
+    return engine
