@@ -30,8 +30,7 @@ def preprocess(
     """Pixels (3, S, S) of anything that `load_image` reads. Raises ImageError.
 
     `exact=False` decodes JPEG files and bytes at a fraction of their size, at least twice the
-    target, and resizes only what is kept: several times faster on camera pictures, and pixels
-    change a little.
+    target: several times faster on camera pictures, and pixels change a little.
     """
     size = preprocessing.image_size
     image = load_image(
@@ -46,28 +45,23 @@ def preprocess(
     if preprocessing.resize_mode == "squash":
         image = image.resize((size, size), resampling)
     else:
-        image = _resize_and_crop(image, size, resampling, exact=exact)
+        image = _resize_and_crop(image, size, resampling)
     pixels = np.asarray(image)  # (S, S, 3)
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
-def _resize_and_crop(
-    image: Image.Image, size: int, resampling: Image.Resampling, *, exact: bool
-) -> Image.Image:
-    """Shorter side to `size`, then the centre; the roundings are torchvision's.
-
-    If not `exact`, only what is kept is resized: a quarter less work on a photo of 4:3, whose
-    pixels are a level off at most.
-    """
+def _resize_and_crop(image: Image.Image, size: int, resampling: Image.Resampling) -> Image.Image:
+    """Shorter side to `size`, then the centre; the roundings are torchvision's."""
     width, height = image.size
-    long = int(size * max(width, height) / min(width, height))
-    new_width, new_height = (size, long) if width <= height else (long, size)
-    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
-    # A one-pixel-high strip would grow to gigapixels.
-    if not exact or size * long > MAX_RESIZED_PIXELS:
-        across, down = width / new_width, height / new_height
-        box = (left * across, top * down, (left + size) * across, (top + size) * down)
+    short, long = min(width, height), max(width, height)
+    resized_long = int(size * long / short)
+    if size * resized_long > MAX_RESIZED_PIXELS:
+        # A one-pixel-high strip would grow to gigapixels: resize only the square that is kept.
+        left, top = (width - short) / 2, (height - short) / 2
+        box = (left, top, left + short, top + short)
         return image.resize((size, size), resampling, box=box)
+    new_width, new_height = (size, resized_long) if width <= height else (resized_long, size)
     if (new_width, new_height) != image.size:
         image = image.resize((new_width, new_height), resampling)
+    left, top = round((new_width - size) / 2), round((new_height - size) / 2)
     return image.crop((left, top, left + size, top + size))

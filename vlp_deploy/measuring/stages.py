@@ -59,7 +59,7 @@ def times_of(classifier: Classifier, path: Path) -> Doubles:
         marks.append(time.perf_counter())
     except (OSError, ImageError) as error:
         raise DataError(f"image {path}: {error}. Mend or remove it") from error
-    pixels = preprocess(image, preprocessing, exact=False)[None]  # (1, 3, S, S)
+    pixels = preprocess(image, preprocessing)[None]  # (1, 3, S, S)
     marks.append(time.perf_counter())
     logits = classifier.logits(pixels)
     marks.append(time.perf_counter())
