@@ -47,7 +47,7 @@ def load_weights(path: Path, config: ClipConfig) -> dict[str, Floats]:
             f"{path} cannot be read as safetensors ({error}). "
             "Pass the weights of an open_clip model saved with safetensors"
         ) from error
-    return {name: found[name].astype(np.float32) for name in wanted}
+    return {name: found[name].astype(np.float32, copy=False) for name in wanted}
 
 
 def plain_name(name: str, config: ClipConfig) -> str:
