@@ -1,6 +1,6 @@
 """Precision x engine x batch on a ViT-B/16: how near to float32, and how fast against open_clip.
 
-    python benchmarks/bench_precision.py [--images 512] [--seconds 20] [--threads 2]
+    python benchmarks/bench_precision.py [--images 512] [--seconds 20] [--threads 2] [--only NAME …]
 
 Weights and images are seeded (`tests/export/golden/seeded_clip.py`): activations as spread as in a
 trained tower, features of images and class names far from collinear. Ten class names of the seeded
@@ -11,8 +11,9 @@ text tower, 512 images; ranges for int8 are measured on 64 others.
     neighbours  smallest cosine of an embedding alone and among seven others
     times       time of open_clip's PyTorch model, eager and in float32, over its time, by turns
 
-`dynamic` is onnxruntime's quantize_dynamic on the same graph, one scale for a whole batch, which
-this project refuses to write: to compare with. A table goes to stdout, a line to
+Two more to compare with, which this project does not write: `dynamic` is onnxruntime's
+quantize_dynamic on the same graph, one scale for a whole batch; `rows` has a scale for each token,
+found while it runs (`rows_in_int8.py`). A table goes to stdout, a line to
 `results/precision.jsonl`.
 """
 
@@ -21,7 +22,7 @@ import json
 import sys
 import tempfile
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -34,6 +35,7 @@ from onnxruntime.quantization import QuantType, quantize_dynamic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
+from benchmarks.rows_in_int8 import rows_in_int8
 from tests.export.golden.seeded_clip import clip_config, seeded_pixels, seeded_weights
 from vlp_deploy.classes.prompts import PLAIN, text_rows
 from vlp_deploy.classes.tokenizer import Tokenizer
@@ -54,7 +56,7 @@ from vlp_export.typed import typed
 RESULTS = Path(__file__).parent / "results" / "precision.jsonl"
 ARCHITECTURE, SEED = "ViT-B-16-quickgelu", 2024
 ENGINES, PRECISIONS, BATCHES = ("onnx", "openvino"), ("fp32", "fp16", "bf16", "int8"), (1, 8)
-DYNAMIC, RIVAL = "onnx dynamic", "open_clip eager"
+OTHERS, REFERENCE, RIVAL = ("dynamic", "rows"), "onnx fp32", "open_clip eager"
 RANGE_IMAGES = 64
 NAMES = ("Boeing 737-800", "foo (bar)", "forget-me-not", "U.S. flag", "annual crop land")
 NAMES += ("sea lion", "black-eyed susan", "7up", "gas mask!", "tree poppy")
@@ -70,13 +72,14 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512)
     parser.add_argument("--seconds", type=float, default=20, help="of timing, a batch size")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--only", nargs="+", default=[], help='some contenders, "onnx int8" say')
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     weights = seeded_weights(clip_config(ARCHITECTURE), SEED)
     pixels = seeded_pixels(options.images + RANGE_IMAGES, 224, 77)
     images, others = pixels[: options.images], pixels[options.images :]
     with tempfile.TemporaryDirectory() as folder:
-        runs = contenders(weights, others, Path(folder), threads=options.threads)
+        runs = contenders(weights, others, Path(folder), threads=options.threads, only=options.only)
         rows = compare(runs, images)
         rival = open_clip_model(weights)
         for batch in BATCHES:
@@ -95,9 +98,14 @@ def main() -> None:
 
 
 def contenders(
-    weights: Mapping[str, Floats], others: Pixels, folder: Path, *, threads: int
+    weights: Mapping[str, Floats],
+    others: Pixels,
+    folder: Path,
+    *,
+    threads: int,
+    only: Sequence[str] = (),
 ) -> dict[str, Run]:
-    """Every engine in every precision that it takes, and the one to compare with."""
+    """Every engine in every precision that it takes, and those to compare with; or some of them."""
     config, head = clip_config(ARCHITECTURE), class_inputs(weights)
     model = write_image_graph(config, weights, preprocessing=Preprocessing(image_size=224))
 
@@ -110,6 +118,7 @@ def contenders(
         "bf16": model,  # a hint to OpenVINO
         "fp16": typed(model, "fp16"),
         "int8": quantised(*smoothed(model, measure_ranges(model, drive)), UNSIGNED),
+        "rows": rows_in_int8(model),
     }
     for name, made in models.items():
         (folder / f"{name}.onnx").write_bytes(to_bytes(made))
@@ -130,8 +139,12 @@ def contenders(
         return lambda images: loaded.run({"image": images, **head})
 
     pairs = [(e, p) for e in ENGINES for p in PRECISIONS if not why_unsupported(e, p)]
-    runs = {f"{engine} {precision}": run_of(engine, precision) for engine, precision in pairs}
-    return runs | {DYNAMIC: run_of("onnx", "dynamic")}
+    pairs += [("onnx", name) for name in OTHERS]
+    return {
+        f"{engine} {name}": run_of(engine, name)
+        for engine, name in pairs
+        if not only or f"{engine} {name}" in (*only, REFERENCE)
+    }
 
 
 def class_inputs(weights: Mapping[str, Floats]) -> dict[str, Floats]:
@@ -167,7 +180,7 @@ def open_clip_model(weights: Mapping[str, Floats]) -> Run:
 
 def compare(runs: Mapping[str, Run], images: Pixels) -> list[dict[str, object]]:
     """How near the answers are to float32 in onnxruntime."""
-    expected = all_answers(runs["onnx fp32"], images)
+    expected = all_answers(runs[REFERENCE], images)
     rows: list[dict[str, object]] = []
     for name, run in runs.items():
         embeddings, logits = all_answers(run, images)

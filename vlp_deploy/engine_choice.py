@@ -33,7 +33,7 @@ from vlp_deploy.formats.architecture import Record
 from vlp_deploy.formats.bundle import Bundle, ClassBank
 from vlp_deploy.processor import processor_name
 
-BATCHES = (1, 4)
+BATCHES = (1, 2)  # one image and several; every further one of a ViT-B/16 would take 10 MB
 TURNS = 2  # of each engine, so that a busy moment of the machine does not decide
 SECONDS = 0.2  # of one turn at one batch size
 ROUNDS = range(2, 10)  # calls: so few where one takes long, so many where it does not
@@ -61,7 +61,7 @@ class Choice(Record, frozen=True, kw_only=True):
     refused: dict[str, str]  # the others -> why
 
     def __str__(self) -> str:
-        """`openvino (2.1 ms at batch 1, 7 ms at batch 4), onnx (…)`."""
+        """`openvino (2.1 ms at batch 1, 4 ms at batch 2), onnx (…)`."""
         return ", ".join(
             f"{name} ({', '.join(f'{ms:.3g} ms at batch {n}' for n, ms in times.items())})"
             for name, times in self.milliseconds.items()
