@@ -37,7 +37,7 @@ _ZERO_SHOT = ("--method", "zeroshot", "--template", _TEMPLATE)
 _COOP = (
     *("--method", "coop", "-O", "context_tokens=4", "-O", "words=a photo of a"),
     # Chosen by accuracy on each training style in turn, from the others; all drawings in a batch.
-    *("--learning-rate", "0.5", "--batch-size", "1024", "--no-augment"),
+    *("--learning-rate", "0.2", "--batch-size", "1024", "--no-augment"),
 )
 
 
