@@ -1,5 +1,6 @@
 """What a bundle is compared with gives the tuned model's answers, whichever way PyTorch runs it."""
 
+import os
 from pathlib import Path
 
 import numpy as np
@@ -75,6 +76,19 @@ def test_every_batch_size_is_compiled() -> None:
         rival.logits(np.ones((batch, 3, 1, 1), np.uint8))
 
     assert len(compiled) == 10
+
+
+def test_what_another_run_left_half_compiled_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "left by a run that was killed")
+
+    class Model:
+        def predict(self, pixels: torch.Tensor) -> torch.Tensor:
+            return pixels
+
+    rival = CompiledClassifier(Model())
+    rival.use_fresh_cache()
+
+    assert list(Path(os.environ["TORCHINDUCTOR_CACHE_DIR"]).iterdir()) == []
 
 
 def test_a_missing_compiler_is_told(

@@ -5,6 +5,10 @@ minutes; `vlp bench` tells that time apart.
 """
 
 import logging
+import os
+import shutil
+import tempfile
+import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -31,6 +35,16 @@ class CompiledClassifier:
         # dynamic=False: for one batch size each, which is the fastest that torch.compile offers
         self._predict = torch.compile(eager.predict, dynamic=False, backend=backend)
 
+    def use_fresh_cache(self) -> None:
+        """Compile for this process alone, into a folder that goes with it.
+
+        PyTorch's own cache would make the first call look quick in the next run, and a library that
+        was half written when a process was killed fails in all runs after it.
+        """
+        folder = tempfile.mkdtemp(prefix="vlp-compiled-")
+        weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+        os.environ["TORCHINDUCTOR_CACHE_DIR"] = folder
+
     def logits(self, pixels: NDArray[np.uint8]) -> NDArray[np.float32]:
         """uint8 (B, 3, S, S) → float32 (B, K). Raises EngineError if it cannot be compiled."""
         try:
@@ -49,7 +63,9 @@ def load_compiled(bundle: Bundle, options: RivalOptions) -> CompiledClassifier:
     """As `load_eager`; nothing is compiled before the first call."""
     # compiling for a processor, PyTorch warns of a CUDA toolkit that is there without a GPU
     logging.getLogger("torch.utils.cpp_extension").setLevel(logging.ERROR)
-    return CompiledClassifier(load_eager(bundle, options))
+    compiled = CompiledClassifier(load_eager(bundle, options))
+    compiled.use_fresh_cache()
+    return compiled
 
 
 def _reason(error: Exception) -> str:
