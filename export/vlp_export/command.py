@@ -218,7 +218,7 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
             f"{row.max_logit_difference:.1e}",
             f"{row.tolerance:.0e}",
             f"{row.min_cosine:.7f}",
-            f"{row.batch_cosine:.7f}",
+            "" if row.batch_cosine is None else f"{row.batch_cosine:.7f}",  # of an older bundle
             f"{row.top1_agreement:.0%}",
             "ok" if passes(row) else "FAILS",
         )

@@ -215,11 +215,12 @@ def test_the_command_writes_a_bundle_that_classifies(
     assert Classifier.load(tmp_path / "b").bundle.manifest.precision == "int8"
 
 
-def test_a_calibrated_bundle_is_told_to_be_calibrated_again(
+def test_an_older_calibrated_bundle_is_told_to_be_calibrated_again(
     plain: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     contents = Bundle(plain).contents()
-    manifest = msgspec.structs.replace(contents.manifest, temperature=1.5)
+    older = [msgspec.structs.replace(row, batch_cosine=None) for row in contents.manifest.parity]
+    manifest = msgspec.structs.replace(contents.manifest, temperature=1.5, parity=tuple(older))
     write_bundle(replace(contents, manifest=manifest), tmp_path / "calibrated", replace=False)
     words = ["export", str(tmp_path / "calibrated"), "--output", str(tmp_path / "b")]
 
