@@ -85,7 +85,6 @@ def _latencies(
     contenders: Mapping[str, Contender], bundle: Bundle, plan: Plan, begin: Begin
 ) -> tuple[ContenderResult, ...]:
     advance = begin("latency", PASSES * len(plan.batches))
-    advance("first calls, which may compile", 0)
     results = measure_contenders(
         contenders,
         bundle,

@@ -39,6 +39,8 @@ WARM_UP = 3  # calls before each pass
 MOST_LOAD = 0.5  # of the cores, by other programs
 MOST_WAVERING = 1.3  # between the slowest pass of the reference work and the fastest
 REFERENCE_WORK = "reference work"
+# Threads that wait for one another suffer more from other programs than one thread does.
+WHAT_TO_TRUST = "Trust no time, and ratios only as far as their intervals"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +115,13 @@ def measure_latencies(
             images = np.resize(pixels, (batch, *pixels.shape[1:]))
             calls[batch] = {name: _call(clf, images) for name, clf in contenders.items()}
             calls[batch][REFERENCE_WORK] = work
-        times = {
-            name: Times(
+        times = {}
+        for name in (*contenders, REFERENCE_WORK):
+            progress(f"first calls of {name}, which may compile", 0)
+            times[name] = Times(
                 first={batch: milliseconds(calls[batch][name]) for batch in batches},
                 passes={batch: [] for batch in batches},
             )
-            for name in (*contenders, REFERENCE_WORK)
-        }
         for batch in PASSES * tuple(batches):
             measured = all_turns(
                 calls[batch], seconds=seconds / PASSES, warm_up=WARM_UP, least=LEAST_ROUNDS
@@ -140,13 +142,13 @@ def warnings_about(machine: Machine, measured: Sequence[Latency]) -> tuple[str, 
     if machine.load_average > MOST_LOAD * machine.cores:
         found.append(
             f"the load average was {machine.load_average} on {machine.cores} cores before anything "
-            "was measured: other programs take part of the machine. Trust ratios only"
+            f"was measured: other programs take part of the machine. {WHAT_TO_TRUST}"
         )
     work = [ms for each in measured for ms in each.reference_passes_ms]
     if max(work) > MOST_WAVERING * min(work):
         found.append(
             f"the machine was not steady: the same piece of work took {min(work):.2f} to "
-            f"{max(work):.2f} ms. Trust ratios only"
+            f"{max(work):.2f} ms. {WHAT_TO_TRUST}"
         )
     return tuple(found)
 
