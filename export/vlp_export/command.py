@@ -252,7 +252,7 @@ def show(manifest: Manifest, output: Path, *, seconds: float) -> None:
     if manifest.precision != "fp32" and was_calibrated(manifest):
         Console(stderr=True).print(
             "Temperature and thresholds are those of the fp32 bundle. To fit them to "
-            f"{manifest.precision}: vlp calibrate {output}",
+            f"{manifest.precision}: vlp calibrate {output} DATA --output NEW",
             soft_wrap=True,
             style="yellow",
         )

@@ -47,7 +47,7 @@ def convert(
 
     Raises:
         BundleError, IntegrityError: no bundle, a damaged one, or one that is not float32; `output`
-            exists and not `force`, or is something else than a bundle.
+            exists and not `force`, is something else than a bundle, or the source.
         EngineError: an engine or precision that this version does not write.
         DataError: calibration images that are missing or cannot be read.
         ParityError: the answers are too far from float32; the message has the table.
@@ -57,6 +57,7 @@ def convert(
     bundle = Bundle(source)
     engine = engine or bundle.manifest.engine
     _check_source(bundle, precision)
+    _check_apart(source, output)
     dialect_of(engine)  # all engines read the same one, or graphs would have to be written anew
     choice = PrecisionChoice(
         precision=precision, engine=engine, calibration=calibration, budget=budget
@@ -82,6 +83,16 @@ def _check_source(bundle: Bundle, precision: str) -> None:
         raise EngineError(
             f"{bundle.path} holds {foreign[0]}, which cannot be rewritten; expected .onnx files. "
             "Export its checkpoint"
+        )
+
+
+def _check_apart(source: Path, output: Path) -> None:
+    """Raise BundleError where writing would replace the source, or put a stray file into it."""
+    kept, new = source.resolve(), output.resolve()
+    if kept == new or kept in new.parents:
+        raise BundleError(
+            f"{output} is {'' if kept == new else 'inside '}the bundle to be rewritten, which is "
+            "never changed, by --force neither: float32 does not come back. Choose another --output"
         )
 
 

@@ -72,9 +72,15 @@ def plain(tmp_path: Path, pretrained: str) -> Path:
 
 
 def same_but_for_the_manifest(first: BundleContents, second: BundleContents) -> bool:
-    """Graphs, prompts, class inputs, golden answers and vocabulary, byte for byte."""
+    """All but the manifest: graphs, prompts, classes, golden answers and vocabulary, exactly."""
     arrays = [
-        {**each.prompts, **each.bank.inputs, **each.golden.further, **vars(each.golden)}
+        {
+            **each.prompts,
+            **each.bank.inputs,
+            **each.golden.further,
+            **vars(each.golden),
+            "of classes": each.bank.embeddings,
+        }
         for each in (first, second)
     ]
     del arrays[0]["further"], arrays[1]["further"]
@@ -177,6 +183,16 @@ def test_what_is_not_float32_is_refused_with_the_way_out(plain: Path, tmp_path: 
     with pytest.raises(BundleError, match=r"half is in fp16; expected .* fp32.*Name the fp32"):
         convert(tmp_path / "half", tmp_path / "b", precision="int8")
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("place", [".", "inside", "../plain"])
+def test_the_source_is_never_written_to(place: str, plain: Path) -> None:
+    before = sorted(plain.iterdir()), Bundle(plain).digest
+
+    with pytest.raises(BundleError, match=r"bundle to be rewritten.*another --output"):
+        convert(plain, plain / place, precision="fp16", force=True)
+
+    assert (sorted(plain.iterdir()), Bundle(plain).digest) == before
 
 
 def test_graphs_of_no_onnx_are_refused(tmp_path: Path) -> None:
