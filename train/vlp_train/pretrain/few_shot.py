@@ -36,7 +36,7 @@ _TEMPLATE = "a photo of a {}."
 _ZERO_SHOT = ("--method", "zeroshot", "--template", _TEMPLATE)
 _COOP = (
     *("--method", "coop", "-O", "context_tokens=4", "-O", "words=a photo of a"),
-    # Chosen by accuracy on each training style in turn, from the others; all drawings in a batch.
+    # Chosen by ranks on each training style in turn, from the others; all drawings in a batch.
     *("--learning-rate", "0.2", "--batch-size", "1024", "--no-augment"),
 )
 
@@ -67,7 +67,8 @@ def split_file(data: Dataset, *, shots: int, seed: int) -> bytes:
     writer = csv.writer(text)
     writer.writerow(["path", "label", "split"])
     for split, samples in (("train", drawn), ("test", data.split("test"))):
-        writer.writerows((each.path, data.class_names[each.label], split) for each in samples)
+        for each in samples:  # absolute: a list's paths are relative to its own folder
+            writer.writerow([each.path.absolute(), data.class_names[each.label], split])
     return text.getvalue().encode()
 
 
