@@ -10,6 +10,7 @@ from vlp_deploy.measuring.timing import (
     all_turns,
     describe_machine,
     latency,
+    median_interval,
     medians,
     paired_ratio,
     reference_work,
@@ -56,6 +57,17 @@ def test_paired_ratio_interval_contains_the_median_of_noisy_pairs() -> None:
 
     assert ratio.low < ratio.median < ratio.high
     assert ratio.high - ratio.low < 0.5
+
+
+def test_interval_of_a_few_turns_holds_their_median_although_some_are_slow() -> None:
+    noise = np.random.default_rng(3)
+    disturbed = noise.random((200, 40)) < 0.25
+    values = noise.normal(1, 0.02, (200, 40)) * np.where(disturbed, 1.5, 1)
+
+    intervals = np.array([median_interval(each) for each in values])
+    medians = np.median(values, axis=1)
+
+    assert ((intervals[:, 0] <= medians) & (medians <= intervals[:, 1])).all()
 
 
 def test_take_turns_finds_the_slower_contender() -> None:

@@ -29,7 +29,7 @@ QUANTILES = 200
 PASSES = 8
 TURN_SECONDS = 0.1
 QUICK = 10  # percentile: what other programs disturb least, as they only ever add time
-BLOCKS = 20
+BLOCKS = 20  # at least
 RESAMPLES = 2000
 LEVEL = (2.5, 97.5)  # percentiles of a 95 % interval
 REFERENCE_SIZE = 1 << 14  # numbers a thread works on: they stay in its nearest cache
@@ -198,9 +198,12 @@ def reference_work(threads: int = 1) -> Iterator[Callable[[], object]]:
 def median_interval(values: Doubles) -> tuple[float, float]:
     """The ends of the 95 % bootstrap interval of the median of (n,), in the order of measuring.
 
-    Whole blocks are drawn, because neighbours in time are not independent.
+    Whole blocks are drawn, because neighbours in time are not independent, of an odd size, because
+    the median of two or four is a mean, which rare slow ones pull up.
     """
-    blocks = np.array_split(values, min(BLOCKS, len(values)))
+    size = max(1, len(values) // BLOCKS)
+    size -= 1 - size % 2
+    blocks = np.array_split(values, -(-len(values) // size))
     medians = np.array([np.median(block) for block in blocks])  # (b,)
     draws = np.random.default_rng(0).integers(0, len(medians), (RESAMPLES, len(medians)))
     low, high = np.percentile(np.median(medians[draws], axis=1), LEVEL)
