@@ -26,11 +26,10 @@ from vlp_deploy.measuring.metrics import (
     harmonic_mean,
     hits_difference,
     log_probabilities,
-    mean_interval,
-    mean_intervals,
     negative_log_likelihood,
     ranks,
     reliability,
+    share_interval,
 )
 
 ROC_POINTS = 101
@@ -128,12 +127,11 @@ class Findings(Record, frozen=True, kw_only=True):
 def accuracy(logits: AnyFloats, labels: Labels, *, temperature: float = 1.0) -> Accuracy:
     """What logits (n, K) and labels (n,) say, with probabilities at `temperature`."""
     rank = ranks(logits, labels)
-    top1, top5 = mean_intervals(np.stack([rank <= 1, rank <= 5], axis=1))
     log_p = log_probabilities(logits, temperature=temperature)
     return Accuracy(
         images=len(labels),
-        top1=top1,
-        top5=top5,
+        top1=share_interval(rank <= 1),
+        top5=share_interval(rank <= 5),
         nll=negative_log_likelihood(log_p, labels),
         ece=expected_calibration_error(reliability(np.exp(log_p.max(axis=1)), rank <= 1)),
     )
@@ -227,7 +225,7 @@ def share(name: str, right: Booleans, samples: Sequence[Sample]) -> Share:
         name=name,
         images=len(samples),
         classes=len({sample.label for sample in samples}),
-        top1=mean_interval(right),
+        top1=share_interval(right),
     )
 
 
