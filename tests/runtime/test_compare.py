@@ -172,8 +172,8 @@ def test_compare_takes_files_and_folders(
         (b"{", "is no report"),
         (b"[1]", "is no report"),
         (b'{"a": 1}', "is no report"),
-        (b'{"schema_version": 1}', "has schema version 1; .* reads 3. Measure again"),
-        (b'{"schema_version": 3, "tea": 1}', "is damaged"),
+        (b'{"schema_version": 1}', "has schema version 1; .* reads 4. Measure again"),
+        (b'{"schema_version": 4, "tea": 1}', "is damaged"),
     ],
 )
 def test_what_is_no_report_is_refused(content: bytes, reason: str, tmp_path: Path) -> None:

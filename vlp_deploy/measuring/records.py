@@ -9,7 +9,7 @@ from vlp_deploy.formats.architecture import Record
 from vlp_deploy.measuring.accuracy import Accuracy, Agreement, Findings
 from vlp_deploy.measuring.timing import Latency, Machine, Ratio, Spread
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 OURS = "vlp-deploy"  # the contender that is the bundle itself
 STAGES = ("read", "decode", "preprocess", "engine", "head")
 
