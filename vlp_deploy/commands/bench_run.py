@@ -89,7 +89,7 @@ def _latencies(
         contenders,
         bundle,
         batches=plan.batches,
-        seconds=plan.seconds * len(contenders),
+        seconds=plan.seconds * (len(contenders) + 1),  # the reference work takes its turns, too
         threads=plan.threads,
         progress=advance,
     )
@@ -154,6 +154,6 @@ def _left_out(bundle: Bundle, plan: Plan) -> Iterator[str]:
             f"{batch} at a time"
         )
     if plan.cold_start and plan.device != "cpu":
-        yield "the share of the machine's arithmetic, which is that of its processor"
+        yield "the share of a matrix product's rate, which is that of the processor"
     elif plan.cold_start and not bundle.manifest.backbone.config.vit:
-        yield "the share of the machine's arithmetic, which is known for plain ViTs only"
+        yield "the share of a matrix product's rate, which is known for plain ViTs only"

@@ -65,7 +65,7 @@ def demo(
     _headline(4, "Measure: the bundle beside the same classifier in PyTorch")
     report = output / "report"
     _vlp(
-        "bench", bundle, "--data", base, "--against", "torch", "--seconds", "3", "--output", report
+        "bench", bundle, "--data", base, "--against", "torch", "--seconds", "2", "--output", report
     )
     scale = Bundle(bundle).manifest.logit_scale
     _check_agreement(report / REPORT_FILE, tests, tolerance=logit_tolerance(scale))
