@@ -360,7 +360,7 @@ def test_an_unreadable_image_is_named_before_anything_is_measured(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     (colours / "red" / "text.png").write_text("no image")
-    monkeypatch.setattr("vlp_deploy.measuring.bench.measure_contenders", None)  # would raise
+    monkeypatch.setattr("vlp_deploy.commands.bench_run.measure_contenders", None)  # would raise
 
     said = refused(fake_bundle, capsys, "--data", colours)
 

@@ -106,7 +106,7 @@ def test_output_that_cannot_be_written_is_told_before_the_measuring(
     (tmp_path / "file").write_text("mine")
     (tmp_path / "report" / REPORT_FILE).mkdir(parents=True)
     monkeypatch.setattr(
-        "vlp_deploy.measuring.bench.measure_contenders", None
+        "vlp_deploy.commands.bench_run.measure_contenders", None
     )  # calling it would raise
 
     for output, reason in (("file", "File exists"), ("report", "is a folder")):

@@ -139,7 +139,7 @@ def test_options_are_checked_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vlp_deploy.measuring.bench.measure_contenders", None)
+    monkeypatch.setattr("vlp_deploy.commands.bench_run.measure_contenders", None)
 
     assert bench(fake_bundle, *words) == 1
     assert reason in capsys.readouterr().err
@@ -151,7 +151,7 @@ def test_questions_that_cannot_be_answered_are_told_before_anything_is_measured(
     capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("vlp_deploy.measuring.bench.measure_contenders", None)
+    monkeypatch.setattr("vlp_deploy.commands.bench_run.measure_contenders", None)
     for name in ("data/red", "data/green", "other/cat", "other/dog"):
         picture(tmp_path / name / "1.png")
     (tmp_path / "other" / "dog" / "2.png").write_text("no picture")
