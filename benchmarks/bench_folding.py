@@ -126,7 +126,7 @@ def main() -> None:
         print(
             f"{name:<20} {flops / 1e9:8.3f} GFLOP = {flops / base_flops:.4f}x   time "
             f"{ratio.median:.3f}x ({ratio.low:.3f} to {ratio.high:.3f}), "
-            f"p50 {np.median(times[name]):.2f} ms, {len(times[name])} calls"
+            f"p50 {np.median(times[name]):.2f} ms, {len(times[name])} turns"
         )
     RESULTS.parent.mkdir(exist_ok=True)
     line = {
