@@ -175,6 +175,9 @@ def test_fp32_for_another_engine_changes_the_engine_only(plain: Path, tmp_path: 
 
     assert (manifest.engine, manifest.precision) == ("openvino", "fp32")
     assert same_but_for_the_manifest(Bundle(tmp_path / "b").contents(), Bundle(plain).contents())
+    back = convert(tmp_path / "b", tmp_path / "c", precision="fp32", engine="onnx")
+    rows = [(row.engine, row.batch) for row in back.parity]
+    assert len(rows) == len(set(rows)) == len(manifest.parity)  # none is listed twice
 
 
 def test_what_is_not_float32_is_refused_with_the_way_out(plain: Path, tmp_path: Path) -> None:
