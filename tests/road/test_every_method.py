@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+import msgspec
 import numpy as np
 import pytest
 from numpy.typing import NDArray
@@ -16,6 +17,7 @@ from vlp_deploy.cli import run
 from vlp_deploy.errors import VlpError
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.formats.methods import METHODS
+from vlp_deploy.tolerance import LEAST_COSINES
 
 pytest.importorskip("torch")
 pytest.importorskip("onnx_ir")
@@ -24,6 +26,7 @@ TRAINED = ("airplane", "alarm_clock", "alien", "ambulance", "anchor", "ant", "av
 NEW = ("bicycle", "red apple", "whale")
 # float32 products of other batch sizes add up in another order, at a logit scale of 36
 BATCH_TOLERANCE = 1e-4
+HALF_TOLERANCE = 0.1  # float16 has 11 bits; logits are up to 36
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -165,3 +168,30 @@ def test_a_small_dpt_says_how_many_classes_it_takes(bundles: dict[str, Path]) ->
 
     with pytest.raises(VlpError, match="10 classes"):
         classifier.with_classes([f"thing number {index}" for index in range(11)])
+
+
+@pytest.mark.parametrize("name", ["dpt-small", "dcp", "dpl", "dpc-coop", "dpc-maple"])
+def test_a_bundle_in_half_precision_is_the_same_in_all_else(
+    name: str, bundles: dict[str, Path], tmp_path: Path
+) -> None:
+    words = ["export", str(bundles[name]), "--precision", "fp16", "--output", str(tmp_path / "b")]
+    assert run(words) == 0
+
+    before, after = (Bundle(path).contents() for path in (bundles[name], tmp_path / "b"))
+    changed = {"precision", "graphs", "parity", "history"}
+    kept, found = (
+        {
+            key: value
+            for key, value in msgspec.structs.asdict(each.manifest).items()
+            if key not in changed
+        }
+        for each in (before, after)
+    )
+    assert found == kept
+    assert after.golden.further.keys() == before.golden.further.keys()
+    assert (len(after.golden.further) == 1) == (name == "dpc-maple")
+    half, full, pixels = Classifier.load(tmp_path / "b", "onnx"), served(bundles[name]), pictures(4)
+    cosines = (half.embed(pixels) * full.embed(pixels)).sum(axis=1)
+    assert cosines.min() > LEAST_COSINES["fp16"]
+    new = [each.with_classes(NEW).logits(pixels) for each in (half, full)]
+    assert np.abs(new[0] - new[1]).max() < HALF_TOLERANCE
