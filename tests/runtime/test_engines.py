@@ -14,6 +14,7 @@ from vlp_deploy.engines import ENGINES, candidates, engine_class, load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.engines.check import check_engine
 from vlp_deploy.engines.fake import FakeEngine
+from vlp_deploy.engines.memory import give_back
 from vlp_deploy.engines.onnx import (
     EXTERNAL_DATA,
     PIECE_BYTES,
@@ -286,6 +287,19 @@ def test_contract_check_catches_faults(engine, complaint: str, fake_bundle: Path
 
     with pytest.raises(EngineError, match=complaint):
         check_engine(engine, graph, image_inputs(), items={"image"})
+
+
+def test_memory_is_given_back_where_the_c_library_keeps_it(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    kept: list[int] = []
+    glibc = type("Glibc", (), {"malloc_trim": kept.append})
+    monkeypatch.setattr("ctypes.CDLL", lambda _: glibc)
+    give_back()
+    monkeypatch.setattr("ctypes.CDLL", lambda _: object())  # musl's, macOS's
+    give_back()
+
+    assert kept == [0]
 
 
 def test_every_registered_engine_goes_by_its_name() -> None:
