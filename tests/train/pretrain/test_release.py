@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from PIL import Image
 from safetensors.torch import load_file
 
+from vlp_deploy import embedded
 from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain import corpus
@@ -100,9 +101,13 @@ def test_listed_sources_are_permissive_and_not_about_emoji() -> None:
     listed = Path(corpus.__file__).with_name("corpus_licences.csv")
     with listed.open(encoding="utf-8", newline="") as file:
         rows = list(csv.DictReader(file))
+    notice = Path(embedded.__file__).with_name("NOTICE").read_text(encoding="utf-8")
     assert len(rows) > 100
     for row in rows:
         assert row["licence"] in corpus.LICENCES | {"public domain"}, row
+        assert row["licence"] in notice, row
+        if row["licence"].startswith("CC-BY"):
+            assert all(row.values()), row  # each of them is asked for
         assert not corpus.is_excluded(row["source"], {"name": row["title"]}), row
 
 
