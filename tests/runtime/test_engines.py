@@ -121,6 +121,19 @@ def test_openvino_gives_onnxruntimes_answers(onnx_graph: Path) -> None:
         np.testing.assert_allclose(answers[0][name], answers[1][name], rtol=0, atol=1e-4)
 
 
+def test_openvino_without_room_for_a_request_is_an_engine_error(onnx_graph: Path) -> None:
+    pytest.importorskip("openvino", reason="the engine under test")
+    engine = OpenVinoEngine(onnx_graph, EngineOptions(threads=1))
+
+    def no_room(_: object) -> None:
+        raise RuntimeError("bad allocation")
+
+    engine._compiled = type("Full", (), {"create_infer_request": no_room})()
+
+    with pytest.raises(EngineError, match="openvino failed: bad allocation"):
+        engine.run(image_inputs())
+
+
 def test_openvino_has_no_cuda(onnx_graph: Path) -> None:
     pytest.importorskip("openvino", reason="the engine under test")
 

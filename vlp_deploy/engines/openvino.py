@@ -82,10 +82,10 @@ class OpenVinoEngine(Engine):
         return self._inputs
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        request = getattr(self._requests, "request", None)
-        if request is None:
-            request = self._requests.request = self._compiled.create_infer_request()
         try:
+            request = getattr(self._requests, "request", None)
+            if request is None:
+                request = self._requests.request = self._compiled.create_infer_request()
             contiguous = {name: np.ascontiguousarray(value) for name, value in inputs.items()}
             # read in place: the matrix of 20,000 classes is 41 MB
             found = request.infer(contiguous, share_inputs=True)
