@@ -14,17 +14,15 @@ import os
 import subprocess
 import sys
 import tempfile
-from datetime import UTC, datetime
 from pathlib import Path
 from statistics import median
 
-import msgspec
 import numpy as np
+from recording import Recording
 
 from vlp_deploy.embedded import default_bundle
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring.compare import load_report
-from vlp_deploy.measuring.timing import describe_machine
 
 RESULTS = Path(__file__).parent / "results" / "agreement.jsonl"
 MOST_APART = 0.10
@@ -88,8 +86,8 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=9)
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     options = parser.parse_args()
+    recording = Recording(["vlp-deploy", "numpy", "onnxruntime"])
     options.bundle = options.bundle or default_bundle()
-    machine = describe_machine(["vlp-deploy", "numpy", "onnxruntime"])
     bench, plain = [], []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -104,17 +102,12 @@ def main() -> None:
         print(
             f"batch {batch}: vlp bench {told:.3f} ms, plain loop {taken:.3f}, {told / taken:.3f}x"
         )
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(machine),
-        "bench_ms": bench,
-        "plain_ms": plain,
-        "ratio": ratios,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS,
+        bench_ms=bench,
+        plain_ms=plain,
+        ratio=ratios,
+    )
     for batch, ratio in ratios.items():
         assert abs(ratio - 1) <= MOST_APART, f"batch {batch}: {ratio:.3f} is beyond 10 %"
 

@@ -12,23 +12,20 @@ Legend: n images, K classes.
 """
 
 import argparse
-import json
 import math
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import msgspec
 import numpy as np
 from numpy.typing import NDArray
+from recording import Recording
 
 from vlp_deploy import Classifier, embedded
 from vlp_deploy.commands.calibrate import Report, fit
 from vlp_deploy.data.dataset import load_dataset
 from vlp_deploy.measuring.evaluation import all_logits
 from vlp_deploy.measuring.metrics import Doubles
-from vlp_deploy.measuring.timing import describe_machine
 
 RESULTS = Path(__file__).parent / "results" / "calibration.jsonl"
 LEVEL = 0.95
@@ -144,6 +141,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=20)
     parser.add_argument("--false-accept", type=float, default=0.05)
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "numpy"])
     logits, labels = emoji_logits()
     reports = [
         calibrated(logits, labels, seed, options.false_accept) for seed in range(options.seeds)
@@ -155,18 +153,13 @@ def main() -> None:
         f" in {counts['within_binomial']} the binomial interval of the measured rate holds the"
         " asked one"
     )
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["onnxruntime", "numpy"])),
-        "bundle": embedded.default_bundle().name,
-        "seeds": options.seeds,
+    recording.append(
+        RESULTS,
+        bundle=embedded.default_bundle().name,
+        seeds=options.seeds,
         **counts,
-        "reports": msgspec.to_builtins(reports),
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+        reports=msgspec.to_builtins(reports),
+    )
 
 
 if __name__ == "__main__":

@@ -15,13 +15,12 @@ import subprocess
 import sys
 import time
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from itertools import islice, permutations
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
+from recording import Recording
 
 from vlp_deploy import embedded
 from vlp_deploy.classes.prompts import text_rows
@@ -35,7 +34,6 @@ from vlp_deploy.formats.architecture import (
     VisionTower,
 )
 from vlp_deploy.formats.weights import expected_shapes
-from vlp_deploy.measuring.timing import describe_machine
 from vlp_train.backbones import build_clip
 from vlp_train.chunks import kept_bytes
 from vlp_train.prompted import PromptedClip
@@ -139,6 +137,7 @@ def main() -> None:
     parser.add_argument("--limit", type=float, default=4096)
     parser.add_argument("--way", help="measure this one here, and print JSON")
     options = parser.parse_args()
+    recording = Recording(["torch", "numpy"])
 
     names = class_names(options.classes)
     if options.way:
@@ -157,15 +156,7 @@ def main() -> None:
             print(f"   peak {measured['peak_mib']:6.0f} MiB, {measured['seconds']:6.1f} s", end="")
         rows.append(row)
         print()
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["torch", "numpy"])),
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(RESULTS, rows=rows)
 
 
 if __name__ == "__main__":

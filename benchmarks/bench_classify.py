@@ -19,19 +19,18 @@ Without names all four run. A table goes to stdout, a line for each to `results/
 
 import argparse
 import io
-import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
 from bench_folding import VIT_B_16, random_weights
 from PIL import Image
+from recording import Recording
 
 from vlp_deploy import Classifier, Prediction, embedded
 from vlp_deploy.bulk.reading import READ_THREADS, read_pictures
@@ -49,7 +48,7 @@ from vlp_deploy.formats.bundle import (
 from vlp_deploy.formats.fake_bundle import write_fake_bundle
 from vlp_deploy.images.limits import DEFAULT_LIMITS
 from vlp_deploy.images.preprocess import preprocess
-from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
 from vlp_deploy.question import Question
 
 RESULTS = Path(__file__).parent / "results" / "classify.jsonl"
@@ -318,24 +317,13 @@ def main() -> None:
     parser.add_argument("--engine", default="auto", help="of overlap and loops")
     parser.add_argument("--files", type=int, default=100_000)
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "openvino", "pillow", "torch", "torchvision", "numpy"])
     if unknown := set(options.what) - BENCHES.keys():
         parser.error(f"there is no {', '.join(unknown)}; expected {', '.join(BENCHES)}")
     for name in options.what:
         with tempfile.TemporaryDirectory() as folder:
             rows = BENCHES[name](Path(folder), options)
-        line = {
-            "when": datetime.now(UTC).isoformat(timespec="seconds"),
-            "command": " ".join(["python", *sys.argv]),
-            "machine": msgspec.to_builtins(
-                describe_machine(
-                    ["onnxruntime", "openvino", "pillow", "torch", "torchvision", "numpy"]
-                )
-            ),
-            "rows": rows,
-        }
-        RESULTS.parent.mkdir(exist_ok=True)
-        with RESULTS.open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        recording.append(RESULTS, rows=rows)
 
 
 if __name__ == "__main__":

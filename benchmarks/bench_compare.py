@@ -9,7 +9,6 @@ seconds, so that every run meets another machine. One line goes to `results/comp
 """
 
 import argparse
-import json
 import random
 import subprocess
 import sys
@@ -17,11 +16,11 @@ import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from recording import Recording
 
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.embedded import default_bundle
@@ -162,28 +161,24 @@ def main() -> None:
             threads=options.threads,
             delay_ms=options.delay,
         )
-    machine = describe_machine(["vlp-deploy", "numpy", "onnxruntime"])
+    recording = Recording(["vlp-deploy", "numpy", "onnxruntime"])
     plain, delayed = run_all(options)
     none, some = changes(plain[:-1], plain[1:]), changes(plain[:-1], delayed)
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(machine),
-        "pairs": options.runs,
-        "delay_ms": DELAY_MS,
-        "delay_found": told(some),
-        "none_found": told(none),
-        "without_delay": figures(none),
-        "with_delay": figures(some),
-        "warned": sum(bool(report.warnings) for report in plain + delayed),
-    }
+    warned = sum(bool(report.warnings) for report in plain + delayed)
     print(
         f"{DELAY_MS:.0f} ms found in {told(some)} of {options.runs} pairs, none found as a change "
-        f"in {told(none)}; {line['warned']} of {len(plain + delayed)} runs warned of the machine"
+        f"in {told(none)}; {warned} of {len(plain + delayed)} runs warned of the machine"
     )
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS,
+        pairs=options.runs,
+        delay_ms=DELAY_MS,
+        delay_found=told(some),
+        none_found=told(none),
+        without_delay=figures(none),
+        with_delay=figures(some),
+        warned=warned,
+    )
     assert told(some) >= (1 - MOST_MISTAKES) * options.runs, "the delay is overlooked too often"
     assert told(none) <= MOST_MISTAKES * options.runs, "changes are told that are none"
 

@@ -7,20 +7,18 @@ otherwise. Answers of both dialects must agree before anything is timed.
 """
 
 import argparse
-import json
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import msgspec
 import numpy as np
+from recording import Recording
 
 from vlp_deploy.engines import engine_class
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.formats.architecture import ClipConfig, Preprocessing
 from vlp_deploy.formats.weights import Floats, expected_shapes
-from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
 from vlp_export.dialects import FUSED, PORTABLE
 from vlp_export.graph import node_count, to_bytes
 from vlp_export.image_graph import write_image_graph
@@ -98,6 +96,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--engines", default="onnx,openvino")
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "openvino", "numpy"])
 
     rows = []
     with TemporaryDirectory() as folder:
@@ -110,15 +109,7 @@ def main() -> None:
             rows.append(compare(engines, options.batch, options.seconds))
             for engine in engines.values():
                 engine.close()
-    RESULTS.parent.mkdir(exist_ok=True)
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["onnxruntime", "openvino", "numpy"])),
-        "rows": rows,
-    }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(RESULTS, rows=rows)
 
 
 if __name__ == "__main__":

@@ -18,19 +18,16 @@ stdout and `results/engines.md`, a line to `results/engines.jsonl`.
 """
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
-from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import torch
+from recording import Recording
 
 from vlp_deploy.classifier import Classifier
 from vlp_deploy.cli import run
@@ -40,7 +37,7 @@ from vlp_deploy.engines.support import PRECISIONS, why_unsupported
 from vlp_deploy.errors import ParityError
 from vlp_deploy.images.loading import load_image
 from vlp_deploy.images.preprocess import preprocess
-from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
 from vlp_export.exporter import export
 from vlp_train.recipes import RECIPES
 
@@ -108,6 +105,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=512, help="test drawings")
     parser.add_argument("--full", action="store_true", help="tune by the whole recipes")
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "openvino", "torch"])
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     rows: list[Row] = []
     refused: dict[str, str] = {}
@@ -122,15 +120,11 @@ def main() -> None:
     print(*reasons, sep="\n")
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "engines.md").write_text(page)
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["onnxruntime", "openvino", "torch"])),
-        "rows": [asdict(row) for row in rows],
-        "refused": refused,
-    }
-    with (RESULTS / "engines.jsonl").open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS / "engines.jsonl",
+        rows=[asdict(row) for row in rows],
+        refused=refused,
+    )
 
 
 def measure_method(

@@ -9,13 +9,11 @@ left, as constants. That folding changes no answer is tested in `tests/export`.
 """
 
 import argparse
-import json
-import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 import msgspec
 import numpy as np
+from recording import Recording
 
 from vlp_deploy import embedded
 from vlp_deploy.formats.architecture import (
@@ -26,7 +24,7 @@ from vlp_deploy.formats.architecture import (
     VisualLayout,
 )
 from vlp_deploy.formats.weights import Floats, expected_shapes
-from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
 from vlp_export.flops import count_flops
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph
@@ -92,6 +90,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=1)
     parser.add_argument("--seconds", type=float, default=20)
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "numpy"])
 
     config = VIT_B_16 if options.model == "vit-b-16" else embedded.config()
     weights = random_weights(config)
@@ -128,15 +127,7 @@ def main() -> None:
             f"{ratio.median:.3f}x ({ratio.low:.3f} to {ratio.high:.3f}), "
             f"p50 {np.median(times[name]):.2f} ms, {len(times[name])} turns"
         )
-    RESULTS.parent.mkdir(exist_ok=True)
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["onnxruntime", "numpy"])),
-        "rows": rows,
-    }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(RESULTS, rows=rows)
 
 
 if __name__ == "__main__":

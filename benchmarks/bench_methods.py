@@ -16,28 +16,24 @@ itself: what a tuned prompt has to beat. A table goes to stdout, a line to `resu
 
 import argparse
 import csv
-import json
 import os
-import sys
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
-from datetime import UTC, datetime
 from multiprocessing import get_context
 from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import msgspec
 import torch
+from recording import Recording
 
 from vlp_deploy.cli import run
 from vlp_deploy.data.dataset import Sample, few_shot, load_dataset
 from vlp_deploy.embedded import emoji_path
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
-from vlp_deploy.measuring.timing import describe_machine
 from vlp_train.evaluate import ENSEMBLE
 from vlp_train.recipes import RECIPES
 
@@ -177,6 +173,7 @@ def main() -> None:
     parser.add_argument("--shots", type=int, default=2)
     parser.add_argument("--jobs", type=int, default=1, help="seeds at a time, sharing the cores")
     options = parser.parse_args()
+    recording = Recording(["torch", "numpy"])
     wanted = {*options.methods, *(RECIPES[name].stage1 for name in options.methods)}
     names = [name for name in RECIPES if name in wanted]
     with tempfile.TemporaryDirectory() as scratch:
@@ -196,18 +193,13 @@ def main() -> None:
     seconds = {name: mean(of_seed[name][1] for of_seed in measured) for name in names}
     check_dpc(runs)
     print(table(runs))
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["torch", "numpy"])),
-        "shots": options.shots,
-        "seeds": options.seeds,
-        "percent": runs,
-        "seconds": seconds,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS,
+        shots=options.shots,
+        seeds=options.seeds,
+        percent=runs,
+        seconds=seconds,
+    )
 
 
 if __name__ == "__main__":

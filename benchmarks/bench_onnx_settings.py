@@ -9,23 +9,22 @@ to `results/onnx_settings.jsonl`.
 """
 
 import argparse
-import json
 import os
 import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
-from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 
 import msgspec
 import numpy as np
 import onnxruntime
+from recording import Recording
 
 from vlp_deploy.embedded import default_bundle
 from vlp_deploy.formats.bundle import Bundle
-from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
 
 RESULTS = Path(__file__).parent / "results" / "onnx_settings.jsonl"
 ERRORS_ONLY = 3
@@ -88,6 +87,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--peak", choices=CHANGES, help="only print what this process takes")
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "numpy"])
     bundle = Bundle(options.bundle or default_bundle())
     graph = bundle.graph_path(bundle.manifest.class_graph)
     if options.peak:
@@ -115,16 +115,11 @@ def main() -> None:
     for change, row in rows.items():
         shown = [f"{row[f'batch_{n}']['median']:.3f}x at batch {n}" for n in BATCHES]
         print(f"{change:<24} {', '.join(shown)}, peak {row['peak_mb']:.0f} MB")
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["onnxruntime", "numpy"])),
-        "precision": bundle.manifest.precision,
-        "rows": rows,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS,
+        precision=bundle.manifest.precision,
+        rows=rows,
+    )
 
 
 if __name__ == "__main__":

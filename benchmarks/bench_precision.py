@@ -18,15 +18,12 @@ found while it runs (`rows_in_int8.py`). A table goes to stdout, a line to
 """
 
 import argparse
-import json
 import sys
 import tempfile
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
-import msgspec
 import numpy as np
 import open_clip
 import torch
@@ -34,6 +31,8 @@ from numpy.typing import NDArray
 from onnxruntime.quantization import QuantType, quantize_dynamic
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
+
+from recording import Recording
 
 from benchmarks.rows_in_int8 import rows_in_int8
 from tests.export.golden.seeded_clip import clip_config, seeded_pixels, seeded_weights
@@ -43,7 +42,7 @@ from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.support import why_unsupported
 from vlp_deploy.formats.architecture import Preprocessing
-from vlp_deploy.measuring.timing import describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import paired_ratio, take_turns
 from vlp_export.graph import to_bytes
 from vlp_export.image_graph import write_image_graph
 from vlp_export.quantised import UNSIGNED, quantised
@@ -74,6 +73,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=[], help='some contenders, "onnx int8" say')
     options = parser.parse_args()
+    recording = Recording(["onnxruntime", "openvino", "torch"])
     torch.set_num_threads(options.threads)
     weights = seeded_weights(clip_config(ARCHITECTURE), SEED)
     pixels = seeded_pixels(options.images + RANGE_IMAGES, 224, 77)
@@ -85,16 +85,12 @@ def main() -> None:
         for batch in BATCHES:
             measure(runs, rival, images[:batch], rows, seconds=options.seconds)
     print(table(rows))
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(describe_machine(["onnxruntime", "openvino", "torch"])),
-        "images": options.images,
-        "threads": options.threads,
-        "rows": rows,
-    }
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS,
+        images=options.images,
+        threads=options.threads,
+        rows=rows,
+    )
 
 
 def contenders(

@@ -17,14 +17,11 @@ and bundles for the next time. A line goes to `results/vit_b16.jsonl`.
 """
 
 import argparse
-import json
 import os
-import sys
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from datetime import UTC, datetime
 from functools import partial
 from itertools import islice, permutations
 from pathlib import Path
@@ -36,6 +33,7 @@ import onnx
 import open_clip
 import torch
 from onnx import TensorProto, helper, numpy_helper
+from recording import Recording
 from safetensors.torch import save_file
 from torch import nn
 
@@ -47,7 +45,7 @@ from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.formats.bundle import Bundle
 from vlp_deploy.measuring.bench import measure_cold_start
-from vlp_deploy.measuring.timing import all_turns, describe_machine, paired_ratio, take_turns
+from vlp_deploy.measuring.timing import all_turns, paired_ratio, take_turns
 
 RESULTS = Path(__file__).parent / "results" / "vit_b16.jsonl"
 MODEL = "ViT-B-16-quickgelu"
@@ -95,6 +93,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=len(os.sched_getaffinity(0)))
     parser.add_argument("--work", type=Path, help="where weights and bundles are kept")
     options = parser.parse_args()
+    recording = Recording(["torch", "open_clip_torch", "onnxruntime", "openvino", "numpy"])
     torch.set_num_threads(options.threads)
     with tempfile.TemporaryDirectory() as scratch, torch.inference_mode():
         folder = options.work or Path(scratch)
@@ -111,21 +110,14 @@ def main() -> None:
         bank = class_bank(folder / "fp32", options.threads)
         contending.clear()
         starts = {engine: cold_start(folder / "int8", engine) for engine in (*ENGINES, "auto")}
-    line = {
-        "when": datetime.now(UTC).isoformat(timespec="seconds"),
-        "command": " ".join(["python", *sys.argv]),
-        "machine": msgspec.to_builtins(
-            describe_machine(["torch", "open_clip_torch", "onnxruntime", "openvino", "numpy"])
-        ),
-        "threads": options.threads,
-        "gemm_gflops_per_s": gemm,
-        "rows": rows,
-        "class_bank": bank,
-        "cold_start": starts,
-    }
-    RESULTS.parent.mkdir(exist_ok=True)
-    with RESULTS.open("a") as file:
-        file.write(json.dumps(line) + "\n")
+    recording.append(
+        RESULTS,
+        threads=options.threads,
+        gemm_gflops_per_s=gemm,
+        rows=rows,
+        class_bank=bank,
+        cold_start=starts,
+    )
 
 
 def make_bundles(folder: Path) -> None:
