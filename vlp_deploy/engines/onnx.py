@@ -36,8 +36,9 @@ class OnnxEngine(Engine):
         refuse_external_data(graph)
         settings = runtime.SessionOptions()
         settings.log_severity_level = ERRORS_ONLY
-        # Threads that spin while they wait take the processor from those that decode images: on two
-        # cores 3.4 instead of 2.5 ms an image, and one image alone is no faster for it.
+        # Threads that spin while they wait take the processor from those that decode images: two
+        # cores then take 2.0 instead of 1.7 ms an image. One image alone, with nothing else to do,
+        # would be answered in 0.68 of the time (benchmarks/bench_onnx_settings.py).
         settings.add_session_config_entry("session.intra_op.allow_spinning", "0")
         cuda = options.device == "cuda"
         # On the CPU, a plan of where arrays go is a block of memory of its own for each batch size:
