@@ -10,8 +10,8 @@ from pathlib import Path
 import msgspec
 import numpy as np
 import pytest
+from bench_calibration import binomial, calibrated, check, emoji_logits, false_accepts
 
-from benchmarks.bench_calibration import binomial, calibrated, check, emoji_logits, false_accepts
 from vlp_deploy import cli, embedded
 from vlp_deploy.data.dataset import Sample, load_dataset
 from vlp_deploy.formats.bundle import Bundle, BundleContents, ClassBank, Golden, write_bundle
