@@ -112,11 +112,11 @@ def test_repaint_moves_every_part_towards_a_paint_of_its_own() -> None:
     paints = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [1, 1, 0]])[None]
     generator = Generator().manual_seed(1)  # draws pixels of both parts
     painted = repaint(rgb, torch.ones(1, 64), paints, torch.ones(1), generator)
-    for part in (painted[0, :32], painted[0, 32:]):
-        assert (part == part[0]).all()
-    assert (painted[0, 0] - painted[0, -1]).abs().max() > 0.3
+    for part in (painted[0, :, :32], painted[0, :, 32:]):
+        assert (part == part[:, :1]).all()
+    assert (painted[0, :, 0] - painted[0, :, -1]).abs().max() > 0.3
     kept = repaint(rgb, torch.ones(1, 64), paints, torch.zeros(1), generator)
-    assert torch.equal(kept, rgb)
+    assert torch.equal(kept, rgb.mT)
 
 
 def test_only_colours_that_mean_nothing_are_wholly_painted_over() -> None:

@@ -17,8 +17,9 @@ from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_ima
 from vlp_train.pretrain.optimise import orthogonalise
 from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.patches import encode
+from vlp_train.pretrain.release import write_release
 from vlp_train.pretrain.sampling import drawing_weights
-from vlp_train.pretrain.start import start_image_tower, start_text_tower
+from vlp_train.pretrain.start import start_from_weights, start_image_tower, start_text_tower
 from vlp_train.pretrain.state import TrainingState
 from vlp_train.pretrain.teacher import fit_projection
 from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, tokenise, train_text
@@ -40,7 +41,9 @@ def silent(step: int, loss: float, rate: float) -> None:
     assert rate > 0
 
 
-def image_training(corpus: Corpus, lexicon: NounLexicon) -> ImageTraining:
+def image_training(
+    corpus: Corpus, lexicon: NounLexicon, recipe: ImageRecipe = RECIPE
+) -> ImageTraining:
     captions = sorted({caption for own in corpus.captions for caption in own})
     probability = drawing_weights(corpus, lexicon)
     generator = Generator().manual_seed(0)
@@ -54,7 +57,7 @@ def image_training(corpus: Corpus, lexicon: NounLexicon) -> ImageTraining:
     torch.manual_seed(0)
     tower = Clip(ClipConfig.from_open_clip(CONFIGURATION)).visual
     start_image_tower(tower, normalise(batches(32, generator)[0]))
-    return ImageTraining(tower, RECIPE, batches=batches, bank=bank)
+    return ImageTraining(tower, recipe, batches=batches, bank=bank)
 
 
 def text_training(recipe: TextRecipe) -> TextTraining:
@@ -143,22 +146,42 @@ def test_average_is_plain_at_first_and_is_saved(tmp_path: Path) -> None:
     assert weight.tolist() == [3.125, 3.125]
 
 
-def test_continued_run_starts_from_the_parameters_of_the_earlier_one(
-    corpus: Corpus, lexicon: NounLexicon, tmp_path: Path
+def test_continued_run_turns_released_weights_into_the_new_joint_space(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    tokenizer = Tokenizer.default()
+    released = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    write_release(released, 20.0, tmp_path)
+    turn = torch.linalg.qr(torch.randn(8, 8)).Q
+    names = [f"{text} {other}" for text in TEXTS for other in TEXTS]
+    targets = F.normalize(released.encode_text(*tokenise(names, tokenizer)), dim=-1) @ turn
+
+    continued = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    start_from_weights(continued, tmp_path / "weights.safetensors", names, targets, tokenizer)
+    texts = F.normalize(continued.encode_text(*tokenise(names, tokenizer)), dim=-1)
+    assert torch.allclose(texts, targets, atol=0.02)  # float16 weights
+    pixels = torch.randn(4, 3, 16, 16)
+    expected = released.encode_image(pixels) @ turn
+    assert torch.allclose(continued.encode_image(pixels), expected, atol=0.02)
+
+
+def test_bfloat16_gives_nearly_the_gradients_of_float32(
+    corpus: Corpus, lexicon: NounLexicon
 ) -> None:
-    earlier = image_training(corpus, lexicon)
-    with ThreadPoolExecutor(1) as pool:
-        earlier.advance(pool)
-    earlier.state.save(tmp_path / "earlier", "{}")
-    continued = image_training(corpus, lexicon)
-    continued.state.start_from(tmp_path / "earlier")
-    assert continued.state.step == 0
-    assert torch.equal(weights(earlier.state.parameters), weights(continued.state.parameters))
-    assert torch.equal(weights(earlier.state.parameters), weights(continued.state.average))
+    steps = []
+    for precision in ("float32", "bfloat16"):
+        training = image_training(corpus, lexicon, replace(RECIPE, precision=precision))
+        before = weights(training.state.parameters)
+        with ThreadPoolExecutor(1) as pool:
+            training.advance(pool)
+        after = weights(training.state.parameters)
+        assert after.dtype == torch.float32
+        steps.append(after - before)
+    assert F.cosine_similarity(*steps, dim=0) > 0.95
+    assert not torch.equal(*steps)
 
 
 def test_recipe_schedule_warms_up_and_decays_to_nothing() -> None:
-    recipe = ImageRecipe(samples=768 * 100, warmup_steps=10, decay_share=0.5, whole_share=0.2)
+    recipe = ImageRecipe(samples=1152 * 100, warmup_steps=10, decay_share=0.5, whole_share=0.2)
     assert recipe.rate(0) == pytest.approx(0.1)
     assert recipe.rate(20) == 1.0
     assert replace(recipe, rate_share=0.5).rate(20) == 0.5

@@ -1,8 +1,8 @@
 """Pre-train `vlp-tiny` from icon packages to shipped weights: `python -m vlp_train.pretrain`.
 
 Every stage leaves a file in the output folder and is skipped or resumed if that file exists, so the
-same command continues after an interruption. `--continue-from` starts from the towers of an earlier
-output folder instead of from nothing.
+same command continues after an interruption. `--continue-from` starts from released weights instead
+of from nothing.
 """
 
 import argparse
@@ -27,7 +27,7 @@ from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_ima
 from vlp_train.pretrain.pack import Corpus, load_corpus, pack
 from vlp_train.pretrain.release import CONFIGURATION, scale_of, write_release
 from vlp_train.pretrain.sampling import drawing_weights
-from vlp_train.pretrain.start import start_image_tower, start_text_tower
+from vlp_train.pretrain.start import start_from_weights, start_image_tower, start_text_tower
 from vlp_train.pretrain.state import TrainingState
 from vlp_train.pretrain.targets import Targets, make_targets
 from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, train_text
@@ -60,43 +60,17 @@ def prepare_corpus(inputs: Inputs, lexicon: NounLexicon, folder: Path) -> Corpus
     return load_corpus(folder)
 
 
-def train_text_tower(
-    clip: Clip, targets: Targets, recipe: TextRecipe, *, checkpoint: Path, earlier: Path | None
+def start_towers(
+    clip: Clip, batches: Batches, targets: Targets, *, continue_from: Path | None
 ) -> None:
-    """Train, or finish training, the text tower of `clip` in place."""
+    """Give both towers weights to start with: of an earlier release, or informed ones."""
     tokenizer = Tokenizer.default()
-    start_text_tower(clip, targets.texts, targets.vectors, tokenizer)
-    training = TextTraining(
-        clip, recipe, texts=targets.texts, targets=targets.vectors, captions=targets.captions
-    )
-    _start(training.state, checkpoint, earlier)
-    train_text(training, checkpoint, _progress("text", recipe.steps))
-
-
-def train_image_tower(
-    clip: Clip,
-    batches: Batches,
-    bank: Bank,
-    recipe: ImageRecipe,
-    *,
-    checkpoint: Path,
-    earlier: Path | None,
-    threads: int,
-) -> None:
-    """Train, or finish training, the image tower of `clip` in place."""
-    images, _ = batches(_SAMPLE, Generator().manual_seed(_SEED))
-    start_image_tower(clip.visual, normalise(images))
-    training = ImageTraining(clip.visual, recipe, batches=batches, bank=bank)
-    _start(training.state, checkpoint, earlier)
-    report = _progress("image", recipe.steps)
-    train_images(training, checkpoint, report, threads=threads)
-
-
-def _start(state: TrainingState, checkpoint: Path, earlier: Path | None) -> None:
-    if checkpoint.exists():
-        state.load(checkpoint)
-    elif earlier is not None:
-        state.start_from(earlier)
+    if continue_from is None:
+        images, _ = batches(_SAMPLE, Generator().manual_seed(_SEED))
+        start_image_tower(clip.visual, normalise(images))
+        start_text_tower(clip, targets.texts, targets.vectors, tokenizer)
+    else:
+        start_from_weights(clip, continue_from, targets.texts, targets.vectors, tokenizer)
 
 
 def run(
@@ -106,58 +80,56 @@ def run(
     image_recipe: ImageRecipe,
     text_recipe: TextRecipe,
     threads: int,
-    earlier: Path | None = None,
+    continue_from: Path | None = None,
 ) -> None:
     """Go from packages to `output`/weights.safetensors and print the zero-shot table.
 
-    `earlier` is the output folder of a run to continue.
+    `continue_from` are released weights to start from.
     """
-
-    def of_earlier(name: str) -> Path | None:
-        return earlier and earlier / name
-
     lexicon = read_nouns(inputs.wordnet)
     corpus = prepare_corpus(inputs, lexicon, output / "corpus")
     width = CONFIGURATION["embed_dim"]
-    targets = make_targets(
-        corpus,
-        lexicon,
-        width=width,
-        path=output / "targets.safetensors",
-        earlier=of_earlier("targets.safetensors"),
-    )
+    targets = make_targets(corpus, lexicon, width=width, path=output / "targets.safetensors")
     captions = targets.texts[: targets.captions]
     probability = drawing_weights(corpus, lexicon)
+    batches = Batches(corpus, probability, captions)
+    torch.manual_seed(image_recipe.seed)
+    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    start_towers(clip, batches, targets, continue_from=continue_from)
+
     bank = Bank(
         captions=captions,
         embeddings=targets.vectors[: targets.captions],
         log_frequency=frequencies(corpus, probability, captions).log().float(),
     )
-    batches = Batches(corpus, probability, captions)
-    torch.manual_seed(image_recipe.seed)
-    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
-    train_image_tower(
-        clip,
-        batches,
-        bank,
-        image_recipe,
-        checkpoint=output / "image.safetensors",
-        earlier=of_earlier("image.safetensors"),
+    images = ImageTraining(clip.visual, image_recipe, batches=batches, bank=bank)
+    _resume(images.state, output / "image.safetensors")
+    train_images(
+        images,
+        output / "image.safetensors",
+        _progress("image", image_recipe.steps),
         threads=threads,
     )
-    torch.set_num_threads(threads)
-    train_text_tower(
+    texts = TextTraining(
         clip,
-        targets,
         text_recipe,
-        checkpoint=output / "text.safetensors",
-        earlier=of_earlier("text.safetensors"),
+        texts=targets.texts,
+        targets=targets.vectors,
+        captions=targets.captions,
     )
+    _resume(texts.state, output / "text.safetensors")
+    train_text(texts, output / "text.safetensors", _progress("text", text_recipe.steps))
+
     scale = scale_of(clip, held_out_icons(inputs.icons, set(captions)))
     write_release(clip, scale, output)
     _LOG.info("logit scale %.1f", scale)
     pictures = read_pictures(EMOJI, clip.config.vision.image_size)
     sys.stdout.write(table(clip.eval(), pictures) + "\n")
+
+
+def _resume(state: TrainingState, checkpoint: Path) -> None:
+    if checkpoint.exists():
+        state.load(checkpoint)
 
 
 def _progress(what: str, steps: int) -> Callable[[int, float, float], None]:
@@ -167,6 +139,12 @@ def _progress(what: str, steps: int) -> Callable[[int, float, float], None]:
     return report
 
 
+def fastest_precision() -> str:
+    """Tell what matrix products are fastest in: bfloat16, if the processor multiplies in it."""
+    known = torch.cpu.get_capabilities()
+    return "bfloat16" if known.get("avx512_bf16") or known.get("amx_bf16") else "float32"
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and pre-train."""
     parser = argparse.ArgumentParser(prog="python -m vlp_train.pretrain", description=__doc__)
@@ -174,7 +152,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--openclipart", type=Path, required=True, help="unpacked openclipart-svg")
     parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun")
     parser.add_argument("--output", type=Path, required=True)
-    parser.add_argument("--continue-from", type=Path, help="output folder of an earlier run")
+    parser.add_argument("--continue-from", type=Path, help="weights.safetensors of an earlier run")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="learning rates as a share of the recipes'"
     )
@@ -182,6 +160,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--text-samples", type=int, default=500_000, help="texts seen in training")
     parser.add_argument(
         "--decay", type=float, default=0.4, help="share of the samples while the rate falls to zero"
+    )
+    parser.add_argument(
+        "--precision",
+        choices=("float32", "bfloat16"),
+        default=fastest_precision(),
+        help="of the image tower's matrix products; default: the faster one here, %(default)s",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
@@ -193,7 +177,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     torch.set_num_threads(options.threads)
     inputs = Inputs(icons=options.icons, openclipart=options.openclipart, wordnet=options.wordnet)
     image_recipe = ImageRecipe(
-        samples=options.samples, rate_share=options.rate, decay_share=options.decay
+        samples=options.samples,
+        rate_share=options.rate,
+        decay_share=options.decay,
+        precision=options.precision,
     )
     text_recipe = TextRecipe(samples=options.text_samples, rate_share=options.rate)
     _LOG.info("%s; %s", image_recipe, text_recipe)
@@ -203,7 +190,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         image_recipe=image_recipe,
         text_recipe=text_recipe,
         threads=options.threads,
-        earlier=options.continue_from,
+        continue_from=options.continue_from,
     )
 
 

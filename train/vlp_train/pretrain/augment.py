@@ -122,13 +122,14 @@ def repaint(
         amount: (B,), 0 for none of the way, 1 for all.
 
     Returns:
-        straight colours (B, L, 3).
+        straight colours (B, 3, L).
     """
     chosen = torch.multinomial(alpha + 1e-6, _PARTS, generator=generator)  # (B, parts)
     centres = rgb.gather(1, chosen[..., None].expand(-1, -1, 3))  # (B, parts, 3)
-    distance = torch.cdist(rgb, centres).square()  # (B, L, parts)
+    distance = torch.cdist(centres, rgb).square()  # (B, parts, L)
     shift = amount[:, None, None] * (paints[:, :_PARTS] - centres)
-    return (rgb + F.softmax(-_CONTRAST * distance, dim=2) @ shift).clamp(0, 1)
+    moved = shift.mT @ F.softmax(-_CONTRAST * distance, dim=1)  # (B, 3, L)
+    return (rgb.mT + moved).clamp(0, 1)
 
 
 def paint_colours(sheets: Sheets, generator: Generator) -> Tensor:
@@ -142,8 +143,8 @@ def paint_colours(sheets: Sheets, generator: Generator) -> Tensor:
     amount = torch.where(wholly, 1.0, tint)
     rgb, alpha = rgba[..., :3], rgba[..., 3]
     rgb = repaint(rgb, alpha, sheets.paints[-count:], amount, generator)
-    painted = torch.cat([rgb * alpha[..., None], alpha[..., None]], dim=2)
-    return painted.transpose(1, 2).reshape(count, 4, size, size)
+    painted = torch.cat([rgb * alpha[:, None], alpha[:, None]], dim=1)  # (B2, 4, L)
+    return painted.view(count, 4, size, size)
 
 
 def move(rgba: Tensor, generator: Generator) -> Tensor:
@@ -175,8 +176,8 @@ def light(rgba: Tensor, generator: Generator) -> Tensor:
     ramp = torch.linspace(-1, 1, size)
     slope = 0.35 * (2 * torch.rand(count, 2, 1, 1, generator=generator) - 1)
     brightness = 1 + slope[:, :1] * ramp[:, None] + slope[:, 1:] * ramp
-    height = F.avg_pool2d(rgba[:, 3:], (7, 1), stride=1, padding=(3, 0))
-    height = F.avg_pool2d(height, (1, 7), stride=1, padding=(0, 3))
+    blur = torch.full((1, 1, 1, 7), 1 / 7)
+    height = F.conv2d(F.conv2d(rgba[:, 3:], blur, padding=(0, 3)), blur.mT, padding=(3, 0))
     down = F.pad(height[:, :, 2:] - height[:, :, :-2], (0, 0, 1, 1))
     right = F.pad(height[..., 2:] - height[..., :-2], (1, 1))
     angle = 2 * math.pi * torch.rand(count, 1, 1, 1, generator=generator)

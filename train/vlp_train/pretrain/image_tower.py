@@ -35,8 +35,9 @@ class ImageRecipe:
     """Everything that decides the image tower's weights, apart from the corpus."""
 
     samples: int
-    batch: int = 768
-    part: int = 96
+    precision: str = "float32"
+    batch: int = 1152
+    part: int = 192
     seed: int = 0
     muon_rate: float = 4e-3
     adam_rate: float = 2e-3
@@ -46,7 +47,7 @@ class ImageRecipe:
     decay_share: float = 0.4
     keep_patches: int = 8
     whole_share: float = 0.15
-    negatives: int = 4096
+    negatives: int = 2048
     soft_share: float = 0.5
     soft_temperature: float = 0.1
     checkpoint_steps: int = 25
@@ -63,6 +64,11 @@ class ImageRecipe:
     def steps(self) -> int:
         """Optimiser steps in all."""
         return self.samples // self.batch
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """What matrix products are computed in; weights and sums stay in float32."""
+        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
 
     def rate(self, step: int) -> float:
         """Share of the full learning rate: linear warm-up, constant, linear decay to zero."""
@@ -109,7 +115,13 @@ class ImageTraining:
         chosen = {id(p) for p in matrices}
         others = [p for p in tower.parameters() if id(p) not in chosen] + [self._log_scale]
         decay = recipe.weight_decay
-        muon = Muon(matrices, lr=recipe.muon_rate, momentum=0.95, weight_decay=decay)
+        muon = Muon(
+            matrices,
+            lr=recipe.muon_rate,
+            momentum=0.95,
+            weight_decay=decay,
+            precision=recipe.dtype,
+        )
         adam = torch.optim.AdamW(others, lr=recipe.adam_rate, betas=(0.9, 0.98), weight_decay=0.0)
         self.state = TrainingState(
             parameters={**dict(tower.named_parameters()), "log_scale": self._log_scale},
@@ -142,9 +154,10 @@ class ImageTraining:
         drawn = torch.randint(len(bank.captions), (recipe.negatives,), generator=generator)
         columns = torch.cat([targets, drawn]).unique()
         keep = recipe.patches(step, len(self.tower.positional_embedding) - 1)
-        features = encode(self.tower, normalise(images), keep, generator)
+        with torch.autocast("cpu", recipe.dtype, enabled=recipe.dtype != torch.float32):
+            features = encode(self.tower, normalise(images), keep, generator)
         scale = self._log_scale.clamp(max=math.log(MAX_SCALE)).exp()
-        loss = caption_loss(features, targets, scale, bank, columns, recipe)
+        loss = caption_loss(features.float(), targets, scale, bank, columns, recipe)
         gradients = torch.autograd.grad(loss, list(self.state.parameters.values()))
         return loss.item(), gradients
 
@@ -158,10 +171,10 @@ def train_images(
 ) -> None:
     """Step until the recipe is done; call `report(step, loss, samples a second)` and save at times.
 
-    Each of `threads` threads computes on one core: faster than one computation on all of them
-    where other programs share the machine.
+    Each of `threads` threads takes gradients on one core: faster than one computation on all of
+    them where other programs share the machine. Optimisers use all.
     """
-    torch.set_num_threads(1)
+    torch.set_num_threads(threads)
     start, losses = time.monotonic(), []
     recipe, state = training.recipe, training.state
     with ThreadPoolExecutor(threads, initializer=torch.set_num_threads, initargs=(1,)) as pool:

@@ -15,26 +15,33 @@ _QUINTIC = (3.4445, -4.7750, 2.0315)
 _STEPS = 5
 
 
-def orthogonalise(matrices: Tensor) -> Tensor:
+def orthogonalise(matrices: Tensor, precision: torch.dtype = torch.float32) -> Tensor:
     """Map (N, a, b) to nearly semi-orthogonal matrices (N, a, b), singular values about 1."""
     tall = matrices.shape[1] > matrices.shape[2]
     x = matrices.mT if tall else matrices
-    x = x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)
+    x = (x / (x.norm(dim=(1, 2), keepdim=True) + 1e-7)).to(precision)
     a, b, c = _QUINTIC
     for _ in range(_STEPS):
         gram = x @ x.mT
         x = a * x + torch.baddbmm(gram, gram, gram, beta=b, alpha=c) @ x
     result: Tensor = x.mT if tall else x
-    return result
+    return result.to(matrices.dtype)
 
 
 class Muon(torch.optim.Optimizer):
     """Momentum, orthogonalised; the update has the root mean square of an AdamW step (0.2)."""
 
     def __init__(
-        self, params: Iterable[nn.Parameter], *, lr: float, momentum: float, weight_decay: float
+        self,
+        params: Iterable[nn.Parameter],
+        *,
+        lr: float,
+        momentum: float,
+        weight_decay: float,
+        precision: torch.dtype = torch.float32,
     ) -> None:
         super().__init__(params, {"lr": lr, "momentum": momentum, "weight_decay": weight_decay})
+        self._precision = precision  # of the iteration
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
@@ -50,7 +57,8 @@ class Muon(torch.optim.Optimizer):
                 ):
                     by_shape.setdefault((rows // parts, columns), []).append((weight, update))
             for shape, pairs in by_shape.items():
-                directions = orthogonalise(torch.stack([update for _, update in pairs]))
+                updates = torch.stack([update for _, update in pairs])
+                directions = orthogonalise(updates, self._precision)
                 scale = 0.2 * math.sqrt(max(shape))
                 for (weight, _), direction in zip(pairs, directions, strict=True):
                     weight.mul_(1 - group["lr"] * group["weight_decay"])

@@ -65,14 +65,6 @@ class TrainingState:
         write_atomic(path, save(content, metadata={"step": str(self.step), "recipe": recipe}))
 
     @torch.no_grad()
-    def start_from(self, path: Path) -> None:
-        """Take only the parameters from a file written by `save`: step 0 of another training."""
-        with safe_open(path, framework="pt") as file:
-            for name, parameter in self.parameters.items():
-                parameter.copy_(file.get_tensor(f"parameter.{name}"))
-                self.average[name].copy_(parameter)
-
-    @torch.no_grad()
     def load(self, path: Path) -> None:
         """Continue from a file written by `save`, with the same parameters and optimisers."""
         with safe_open(path, framework="pt") as file:

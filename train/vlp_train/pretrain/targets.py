@@ -1,8 +1,7 @@
 """Turn the corpus and the texts to learn into targets in the joint space, embedded once and kept.
 
-`targets.safetensors` holds teacher embeddings and the projection, which is fitted on the captions
-unless an earlier run, which this one continues, has one. Legend: K captions, T >= K texts (captions
-first), D joint width.
+`targets.safetensors` holds teacher embeddings and the projection, which is fitted on the captions.
+Legend: K captions, T >= K texts (captions first), D joint width.
 """
 
 import json
@@ -31,22 +30,14 @@ class Targets:
     projection: Projection
 
 
-def make_targets(
-    corpus: Corpus, lexicon: NounLexicon, *, width: int, path: Path, earlier: Path | None = None
-) -> Targets:
-    """Embed all texts, or read them from `path` if it holds exactly these texts.
-
-    `earlier` is the file of the run to continue: the joint space must stay the same.
-    """
+def make_targets(corpus: Corpus, lexicon: NounLexicon, *, width: int, path: Path) -> Targets:
+    """Embed all texts, or read them from `path` if it holds exactly these texts."""
     captions = sorted({caption for own in corpus.captions for caption in own})
     texts = texts_to_learn(captions, lexicon, Tokenizer.default())
     stored = _stored(path, texts)
     if stored is None:
         embeddings = embed(texts)
-        if earlier is None:
-            projection = fit_projection(embeddings[: len(captions)], width)
-        else:
-            projection = _projection(load_file(earlier))
+        projection = fit_projection(embeddings[: len(captions)], width)
         stored = {"embeddings": embeddings, "mean": projection.mean, "axes": projection.axes}
         write_atomic(path, save({name: value.contiguous() for name, value in stored.items()}))
         write_atomic(path.with_suffix(".json"), json.dumps(texts, ensure_ascii=False).encode())
