@@ -18,11 +18,13 @@ from rich.logging import RichHandler
 from torch import Generator
 
 from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.errors import DataError
 from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
 from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set
 from vlp_train.pretrain.evaluate import EMOJI, read_pictures, table
+from vlp_train.pretrain.fetch import ICONS, OPENCLIPART, WORDNET, fetch
 from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_images
 from vlp_train.pretrain.pack import Corpus, load_corpus, pack
 from vlp_train.pretrain.release import CONFIGURATION, scale_of, write_release
@@ -148,10 +150,11 @@ def fastest_precision() -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     """Parse the command line and pre-train."""
     parser = argparse.ArgumentParser(prog="python -m vlp_train.pretrain", description=__doc__)
-    parser.add_argument("--icons", type=Path, required=True, help="unpacked npm @iconify/json")
-    parser.add_argument("--openclipart", type=Path, required=True, help="unpacked openclipart-svg")
-    parser.add_argument("--wordnet", type=Path, required=True, help="folder with data.noun")
-    parser.add_argument("--output", type=Path, required=True)
+    parser.add_argument("--output", type=Path, required=True, help="folder for all stages")
+    own = "; fetched into OUTPUT/inputs if not given"
+    parser.add_argument("--icons", type=Path, help="unpacked npm @iconify/json" + own)
+    parser.add_argument("--openclipart", type=Path, help="unpacked openclipart-svg" + own)
+    parser.add_argument("--wordnet", type=Path, help="folder with data.noun" + own)
     parser.add_argument("--continue-from", type=Path, help="weights.safetensors of an earlier run")
     parser.add_argument(
         "--rate", type=float, default=1.0, help="learning rates as a share of the recipes'"
@@ -175,7 +178,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         handlers=[RichHandler(console=Console(stderr=True))],
     )
     torch.set_num_threads(options.threads)
-    inputs = Inputs(icons=options.icons, openclipart=options.openclipart, wordnet=options.wordnet)
+    kept = options.output / "inputs"
+    try:
+        inputs = Inputs(
+            icons=options.icons or fetch(ICONS, kept / "icons"),
+            openclipart=options.openclipart or fetch(OPENCLIPART, kept / "openclipart"),
+            wordnet=options.wordnet or fetch(WORDNET, kept / "wordnet") / "usr/share/wordnet",
+        )
+    except DataError as error:
+        parser.exit(1, f"{error}\n")
     image_recipe = ImageRecipe(
         samples=options.samples,
         rate_share=options.rate,

@@ -51,7 +51,8 @@ def chosen_patches(patches: Tensor, keep: int, generator: Generator) -> Tensor:
 def _forward(block: Block, x: Tensor, *, asking: int) -> Tensor:
     """(B, T, d) → what the block makes of the first `asking` tokens, (B, n, d)."""
     x = x[:, :asking] + _attend(block.attn, block.ln_1(x), asking)
-    return x + block.mlp(block.ln_2(x))
+    after: Tensor = x + block.mlp(block.ln_2(x))
+    return after
 
 
 def _attend(attention: Attention, x: Tensor, asking: int) -> Tensor:
