@@ -4,52 +4,69 @@ import hashlib
 import tarfile
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from vlp_deploy.errors import DataError
 from vlp_train.pretrain.fetch import Package, fetch
 
-CONTENT = b"drawings"
-# `cp` takes the part of the package client, `tar` unpacks.
-PACKAGE = Package(option="--icons", download=("cp",), sha256="", unpack=("tar", "-x", "-f"))
-
 
 @pytest.fixture
 def package(tmp_path: Path) -> Package:
-    """A package of one file, which its client copies from a folder."""
-    (tmp_path / "icons.json").write_bytes(CONTENT)
+    """A package of one file; `cp` takes the part of its client."""
+    (tmp_path / "icons.json").write_bytes(b"drawings")
     archive = tmp_path / "icons.tar"
     with tarfile.open(archive, "w") as file:
-        file.add(tmp_path / "icons.json", "icons.json")
-    digest = hashlib.sha256(archive.read_bytes()).hexdigest()
-    return replace(PACKAGE, download=("cp", "-t", ".", str(archive)), sha256=digest)
+        file.add(tmp_path / "icons.json", "package/icons.json")
+    return Package(
+        folder="icons-1",
+        option="--icons",
+        download=("cp", "-t", ".", str(archive)),
+        sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
+        unpack=("tar", "-x", "-f"),
+        into=(),
+        wanted="package",
+    )
 
 
 def test_package_is_fetched_once(package: Package, tmp_path: Path) -> None:
-    folder = fetch(package, tmp_path / "inputs" / "icons")
-    assert (folder / "icons.json").read_bytes() == CONTENT
-    (folder / "icons.json").write_bytes(b"of the user's")
-    fetch(package, folder)
-    assert (folder / "icons.json").read_bytes() == b"of the user's"
+    inputs = tmp_path / "inputs"
+    wanted = fetch(package, inputs)
+    assert wanted == inputs / "icons-1" / "package"
+    assert (wanted / "icons.json").read_bytes() == b"drawings"
+    assert [path.name for path in (inputs / "icons-1").iterdir()] == ["package"]
+    (wanted / "icons.json").write_bytes(b"changed")
+    assert (fetch(package, inputs) / "icons.json").read_bytes() == b"changed"
 
 
-def test_another_package_is_refused_and_leaves_nothing(package: Package, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"expected 0000.* Pass --icons"):
-        fetch(replace(package, sha256="0000"), tmp_path / "inputs" / "icons")
+def test_unpacking_takes_the_folder_behind_the_archive(package: Package, tmp_path: Path) -> None:
+    by_copying = replace(package, unpack=("cp",), into=("copy.tar",), wanted="copy.tar")
+    copy = fetch(by_copying, tmp_path / "inputs")
+    assert hashlib.sha256(copy.read_bytes()).hexdigest() == package.sha256
+
+
+@pytest.mark.parametrize("change", [{"sha256": "0000"}, {"download": ("true", "icons@1")}])
+def test_another_package_or_none_is_refused(
+    package: Package, tmp_path: Path, change: dict[str, Any]
+) -> None:
+    other = replace(package, **change)
+    with pytest.raises(DataError, match=r"got \w+, expected the package .* pass --icons"):
+        fetch(other, tmp_path / "inputs")
     assert not list((tmp_path / "inputs").iterdir())
 
 
 @pytest.mark.parametrize(
     ("download", "message"),
     [
-        (("no-such-client", "pack", "icons@1"), "icons@1 cannot.* no-such-client is not installed"),
-        (("cp", "-t", ".", "missing.tar"), r"`cp -t \. missing\.tar` said .*--icons"),
+        (("no-such-client", "icons@1"), "icons@1 needs no-such-client, which is not installed"),
+        (("cp", "-t", ".", "missing.tar"), r"`cp -t \. missing\.tar` failed\.\n.*missing.*\nTry"),
+        (("apt-get", "no-such-verb", "icons=1"), r"failed\.\n[\s\S]*run `apt-get update`"),
     ],
 )
 def test_errors_say_what_to_do(
     package: Package, tmp_path: Path, download: tuple[str, ...], message: str
 ) -> None:
     with pytest.raises(DataError, match=message):
-        fetch(replace(package, download=download), tmp_path / "icons")
-    assert not (tmp_path / "icons").exists()
+        fetch(replace(package, download=download), tmp_path)
+    assert not (tmp_path / "icons-1").exists()

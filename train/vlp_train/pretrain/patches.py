@@ -1,8 +1,8 @@
 """The image tower as training runs it: some of an image's patches, and no work nobody reads.
 
 In most of the training only some patches are embedded (arXiv:2212.00794), and the last block
-computes the class token alone. Attention over so few tokens is plain products: fused attention
-takes up to ten times as long for them.
+computes the class token alone. Attention over so few tokens is plain products: the fused operator
+is made for many (`benchmarks/bench_pretraining.py`).
 
 Legend: B images, S pixels a side, L patches, T tokens, n tokens that ask, D joint width, d tower
 width, h heads.
@@ -30,7 +30,7 @@ def encode(tower: VisionTransformer, pixels: Tensor, keep: int, generator: Gener
     if keep < patches.shape[1]:
         kept = chosen_patches(patches, keep, generator)  # (B, keep)
         patches = patches.gather(1, kept[..., None].expand(-1, -1, patches.shape[2]))
-        positions = positions[kept]
+        positions = F.embedding(kept, positions)  # gradients alike in any number of threads
     x = F.linear(patches, tower.conv1.weight.flatten(1)) + positions
     start = (tower.class_embedding + tower.positional_embedding[0]).expand(len(x), 1, -1)
     x = tower.ln_pre(torch.cat([start, x], dim=1))

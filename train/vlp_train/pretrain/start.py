@@ -4,12 +4,10 @@ Legend: B images, S pixels a side, L patches, K texts, D joint width, d tower wi
 """
 
 import math
-from pathlib import Path
 from typing import cast
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file
 from torch import Tensor
 
 from vlp_deploy.classes.tokenizer import Tokenizer
@@ -20,22 +18,15 @@ _TEXTS = 1024  # that are embedded at once
 
 
 @torch.no_grad()
-def start_from_weights(
-    clip: Clip, weights: Path, texts: list[str], targets: Tensor, tokenizer: Tokenizer
-) -> None:
-    """Take released weights and turn their joint space into that of `targets` (K, D).
+def turn_joint_space(clip: Clip, texts: list[str], targets: Tensor, tokenizer: Tokenizer) -> None:
+    """Turn the joint space of a trained CLIP into that of `targets` (K, D), unit vectors of texts.
 
-    A joint space is fixed up to a rotation, which the weights' own features of `texts` tell: the
-    orthogonal matrix that brings them nearest to the targets (Schoenemann 1966).
+    A joint space is fixed up to a rotation, which the CLIP's own features of `texts` tell: the
+    orthogonal matrix that brings them nearest to the targets (Schönemann 1966).
     """
-    clip.load_state_dict({name: value.float() for name, value in load_file(weights).items()})
-    features = torch.cat(
-        [
-            F.normalize(clip.encode_text_fast(*tokenise(texts[at : at + _TEXTS], tokenizer)), dim=1)
-            for at in range(0, len(texts), _TEXTS)
-        ]
-    )
-    left, _, right = torch.linalg.svd(features.T @ targets)
+    rows = [texts[at : at + _TEXTS] for at in range(0, len(texts), _TEXTS)]
+    features = [clip.encode_text_fast(*tokenise(some, tokenizer)) for some in rows]
+    left, _, right = torch.linalg.svd(F.normalize(torch.cat(features), dim=1).T @ targets)
     rotation = left @ right  # (D, D)
     clip.visual.proj.copy_(clip.visual.proj @ rotation)
     clip.text_projection.copy_(clip.text_projection @ rotation)

@@ -3,14 +3,17 @@
 Everything random is drawn from generators seeded by the step, so nothing else is needed to resume.
 """
 
+import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vlp_deploy.errors import TrainingError
 from vlp_deploy.files import write_atomic
 
 
@@ -47,12 +50,6 @@ class TrainingState:
         for name, average in self.average.items():
             average.lerp_(self.parameters[name], share)
 
-    @torch.no_grad()
-    def use_average(self) -> None:
-        """Set the parameters to their average: training is over."""
-        for name, parameter in self.parameters.items():
-            parameter.copy_(self.average[name])
-
     def save(self, path: Path, recipe: str) -> None:
         """Write the state atomically; `recipe` (JSON) goes into the file's metadata."""
         tensors = {f"parameter.{name}": value.detach() for name, value in self.parameters.items()}
@@ -65,9 +62,14 @@ class TrainingState:
         write_atomic(path, save(content, metadata={"step": str(self.step), "recipe": recipe}))
 
     @torch.no_grad()
-    def load(self, path: Path) -> None:
-        """Continue from a file written by `save`, with the same parameters and optimisers."""
+    def load(self, path: Path, recipe: str) -> None:
+        """Continue from a file written by `save`, with the same parameters and optimisers.
+
+        Raises:
+            TrainingError: the file was written by a training with another recipe.
+        """
         with safe_open(path, framework="pt") as file:
+            _check_recipe(path, json.loads(file.metadata()["recipe"]), json.loads(recipe))
             self.step = int(file.metadata()["step"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         for name, parameter in self.parameters.items():
@@ -80,3 +82,14 @@ class TrainingState:
                 number, key = name.removeprefix(start).split(".", 1)
                 states.setdefault(int(number), {})[key] = tensors[name]
             optimiser.load_state_dict({**optimiser.state_dict(), "state": states})
+
+
+def _check_recipe(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, Any]) -> None:
+    names = [name for name in {**stored, **wanted} if stored.get(name) != wanted.get(name)]
+    if names:
+        found = ", ".join(f"{name} {stored.get(name)!r}" for name in names)
+        expected = ", ".join(f"{name} {wanted.get(name)!r}" for name in names)
+        raise TrainingError(
+            f"{path} is of a training with {found}; this one has {expected}. "
+            "Give the same options to go on with it, or another --output to begin anew"
+        )

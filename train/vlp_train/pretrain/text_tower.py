@@ -24,9 +24,13 @@ START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe:
-    """Everything that decides the text tower's weights, apart from the texts."""
+    """Everything that decides the text tower's weights, apart from the texts.
+
+    `start` is the fingerprint of the weights to start from, "" for none.
+    """
 
     samples: int
+    start: str = ""
     batch: int = 1024
     seed: int = 0
     muon_rate: float = 2e-3
