@@ -5,8 +5,9 @@
 Methods can be compared on an embedded CLIP only if it behaves as large ones do: accuracy on other
 vendors' styles rises from zero-shot to 1, 2 and 4 training styles, as the mean over three seeds.
 Exit code 1 if it does not. A seed's shots are nested, more of them contain the fewer, so that the
-curve shows what more drawings give and not which were drawn. Every step takes all of them, so that
-all numbers of shots have as many steps. The same command goes on where it was interrupted.
+curve shows what more drawings give and not which were drawn. Every step takes as many drawings as
+there are classes, so that more shots also have more steps, as in CoOp's code, where batches have
+one size. The same command goes on where it was interrupted.
 """
 
 import argparse
@@ -31,13 +32,13 @@ from vlp_train.pretrain.evaluate import EMOJI
 
 SHOTS = (1, 2, 4)
 SEEDS = (1, 2, 3)
-EPOCHS = 100
+EPOCHS = 50
 _TEMPLATE = "a photo of a {}."
 _ZERO_SHOT = ("--method", "zeroshot", "--template", _TEMPLATE)
 _COOP = (
     *("--method", "coop", "-O", "context_tokens=4", "-O", "words=a photo of a"),
-    # Chosen by ranks on each training style in turn, from the others; all drawings in a batch.
-    *("--learning-rate", "0.2", "--batch-size", "1024", "--no-augment"),
+    # Chosen by accuracy on each training style in turn, from the others.
+    *("--learning-rate", "8", "--no-augment"),
 )
 
 
@@ -98,7 +99,8 @@ def curve(
         for seed in seeds:
             split = setting.output / f"shots-{count}-{seed}.csv"
             write_atomic(split, split_file(data, shots=count, seed=seed))
-            options = (*_COOP, "--seed", str(seed), "--epochs", str(epochs))
+            options = (*_COOP, "--batch-size", str(len(data.class_names)))
+            options += ("--seed", str(seed), "--epochs", str(epochs))
             found[count].append(accuracy(setting, split, f"coop-{count}-{seed}", options))
             message = f"{count} styles, seed {seed}: {100 * found[count][-1]:.1f} %"
             Console(stderr=True).print(message)
