@@ -3,7 +3,7 @@
     python -m vlp_train.recipes            # the commands
     python -m vlp_train.recipes coop       # run one; with --smoke in seconds, to see that it works
 
-The official settings are for CLIPs whose logit scale is 100; at vlp-tiny's 36 gradients are
+The official settings are for CLIPs whose logit scale is 100; at vlp-tiny's 24 gradients are
 smaller, and most rates here are higher. Crops are left out: of 64-pixel drawings they cut off what
 is drawn. `benchmarks/bench_methods.py` measures all recipes; its table is in train/README.md.
 """

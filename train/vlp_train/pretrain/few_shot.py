@@ -33,11 +33,11 @@ from vlp_train.pretrain.evaluate import EMOJI
 SHOTS = (1, 2, 4)
 SEEDS = (1, 2, 3)
 EPOCHS = 50
-_TEMPLATE = "a photo of a {}."
-_ZERO_SHOT = ("--method", "zeroshot", "--template", _TEMPLATE)
+_WORDS = "a small colourful picture of a"
+_ZERO_SHOT = ("--method", "zeroshot", "--template", f"{_WORDS} {{}}.")
 _COOP = (
-    *("--method", "coop", "-O", "context_tokens=4", "-O", "words=a photo of a"),
-    # Chosen by accuracy on each training style in turn, from the others.
+    *("--method", "coop", "-O", f"words={_WORDS}"),
+    # Chosen by accuracy on one training style, then another, from the others.
     *("--learning-rate", "8", "--no-augment"),
 )
 
