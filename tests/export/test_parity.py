@@ -1,6 +1,7 @@
 """The parity gate: what passes, what is refused, and what the refusal says."""
 
 from collections.abc import Callable
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -179,3 +180,14 @@ def test_single_class_is_always_the_best() -> None:
         return embeddings, logits[:, :1]
 
     assert check_parity(one_class, reference, engine="onnx").rows[0].top1_agreement == 1.0
+
+
+@pytest.mark.parametrize(
+    ("engine", "error", "passes"),
+    [("openvino", 0.58, True), ("openvino", 0.6, False), ("onnx", 0.58, False)],
+)
+def test_only_openvino_may_round_its_head_to_bfloat16(
+    engine: str, error: float, passes: bool
+) -> None:
+    with nullcontext() if passes else pytest.raises(ParityError, match="class_matrix"):
+        check_parity(Engine(error), REFERENCE, engine=engine, precision="bf16")

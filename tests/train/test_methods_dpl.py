@@ -183,7 +183,7 @@ def test_a_condition_that_has_learned_nothing_changes_nothing(tiny_clip: Clip) -
     assert isinstance(plain, Dpl)
     assert isinstance(conditioned, Dpl)
     for one, other in zip(answers(plain), answers(conditioned), strict=True):
-        assert one.equal(other)
+        assert (one - other).abs().max() < ROUNDING  # some processors add in another order
 
 
 @pytest.mark.parametrize("rank", [0, 2])
