@@ -99,8 +99,8 @@ def curve(
         for seed in seeds:
             split = setting.output / f"shots-{count}-{seed}.csv"
             write_atomic(split, split_file(data, shots=count, seed=seed))
-            options = (*_COOP, "--batch-size", str(len(data.class_names)))
-            options += ("--seed", str(seed), "--epochs", str(epochs))
+            options = [*_COOP, "--batch-size", str(len(data.class_names))]
+            options += ["--seed", str(seed), "--epochs", str(epochs)]
             found[count].append(accuracy(setting, split, f"coop-{count}-{seed}", options))
             message = f"{count} styles, seed {seed}: {100 * found[count][-1]:.1f} %"
             Console(stderr=True).print(message)
