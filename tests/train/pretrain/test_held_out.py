@@ -1,4 +1,4 @@
-"""Held-out and all-names pictures are what their modules say; the few-shot verdict can fail."""
+"""Held-out and all-names pictures are what their modules say."""
 
 import json
 from pathlib import Path
@@ -7,12 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from vlp_deploy.data.dataset import load_dataset
-from vlp_deploy.embedded import emoji_path
 from vlp_train.emoji import STYLES, IconSet, normalised, read_classes
 from vlp_train.pretrain.corpus import HELD_OUT_SETS
 from vlp_train.pretrain.emoji_names import by_words, common_names, pictures_of, vendor_sets
-from vlp_train.pretrain.few_shot import curve_table, nested_shots, rises, split_file
 from vlp_train.pretrain.held_out import figures, trained_icons
 from vlp_train.pretrain.unseen import COLOUR_SETS, held_out_emoji, held_out_icons
 
@@ -108,31 +105,6 @@ def test_held_out_styles_are_neither_trained_on_nor_tested() -> None:
     assert set(COLOUR_SETS) < HELD_OUT_SETS
 
 
-def test_more_shots_contain_fewer_of_the_same_seed() -> None:
-    samples = load_dataset(emoji_path() / "split_zhou_base.json").split("train")
-    one, two, other = (
-        nested_shots(samples, shots=shots, seed=seed) for shots, seed in ((1, 1), (2, 1), (1, 2))
-    )
-    assert [sample.label for sample in one] == list(range(122))
-    assert set(one) < set(two)
-    assert len(two) == 244
-    assert one != other
-
-
-def test_a_few_shot_split_keeps_classes_and_all_test_samples(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.chdir(emoji_path())  # the list is made of, and the shots are elsewhere
-    data = load_dataset(Path("split_zhou_base.json"))
-    path = tmp_path / "shots.csv"
-    path.write_bytes(split_file(data, shots=2, seed=1))
-    drawn = load_dataset(path)
-    assert drawn.class_names == data.class_names
-    expected = {(each.path.absolute(), each.label) for each in data.split("test")}
-    assert {(each.path, each.label) for each in drawn.split("test")} == expected
-    assert len(drawn.split("train")) == 244
-
-
 def test_figures_count_ranks() -> None:
     texts = torch.eye(8)
     images = torch.tensor([[9.0, 8, 7, 6, 5, 4, 3, 2]]).repeat(4, 1)
@@ -144,9 +116,3 @@ def test_figures_count_ranks() -> None:
 def test_icon_set_lists_names_and_aliases(vendors: Path) -> None:
     names = IconSet(vendors / "json" / "openmoji.json").names
     assert names["kitty"] == names["waterpolo"] == "water-polo"
-
-
-def test_curve_rises_only_if_every_mean_does() -> None:
-    assert rises({0: [0.125], 2: [0.25, 0.5], 1: [0.125, 0.25]})
-    assert not rises({0: [0.125], 1: [0.25, 0.25], 2: [0.125, 0.375]})
-    assert "| 2 | 25.0, 50.0 | 37.5 |" in curve_table({0: [0.125], 2: [0.25, 0.5]})

@@ -1,10 +1,12 @@
 """Print what CoOp makes of 1, 2 and 4 vendors' drawings a class, and whether more is better.
 
-    python -m vlp_train.pretrain.few_shot --output runs/few-shot [--pretrained WEIGHTS]
+    python -m vlp_train.pretrain.few_shot --output runs/few-shot [--context unified]
 
 Methods can be compared on an embedded CLIP only if it behaves as large ones do: accuracy on other
 vendors' styles rises from zero-shot to 1, 2 and 4 training styles, as the mean over three seeds.
-Exit code 1 if it does not. A seed's shots are nested, more of them contain the fewer, so that the
+Exit code 1 if it does not. CoOp (arXiv:2109.01134, section 3.2) learns a context for every class,
+or a unified one, which a text tower that reads all templates alike leaves little to learn. A seed's
+shots are nested, more of them contain the fewer, so that the
 curve shows what more drawings give and not which were drawn. Every step takes as many drawings as
 there are classes, so that more shots also have more steps, as in CoOp's code, where batches have
 one size. The same command goes on where it was interrupted.
@@ -35,11 +37,12 @@ SEEDS = (1, 2, 3)
 EPOCHS = 50
 _WORDS = "a small colourful picture of a"
 _ZERO_SHOT = ("--method", "zeroshot", "--template", f"{_WORDS} {{}}.")
-_COOP = (
-    *("--method", "coop", "-O", f"words={_WORDS}"),
-    # Chosen by accuracy on one training style, then another, from the others.
-    *("--learning-rate", "8", "--no-augment"),
-)
+_COOP = ("--method", "coop", "--learning-rate", "8", "--no-augment")
+# Chosen by accuracy on one training style, then another, from the others.
+CONTEXTS = {
+    "class-specific": ("-O", "class_specific=true", "-O", "context_tokens=1"),
+    "unified": ("-O", f"words={_WORDS}"),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +51,7 @@ class Setting:
 
     data: Path
     output: Path
+    context: str  # one of CONTEXTS
     pretrained: str | None
 
 
@@ -99,9 +103,11 @@ def curve(
         for seed in seeds:
             split = setting.output / f"shots-{count}-{seed}.csv"
             write_atomic(split, split_file(data, shots=count, seed=seed))
-            options = [*_COOP, "--batch-size", str(len(data.class_names))]
+            options = [*_COOP, *CONTEXTS[setting.context]]
+            options += ["--batch-size", str(len(data.class_names))]
             options += ["--seed", str(seed), "--epochs", str(epochs)]
-            found[count].append(accuracy(setting, split, f"coop-{count}-{seed}", options))
+            name = f"{setting.context}-{count}-{seed}"
+            found[count].append(accuracy(setting, split, name, options))
             message = f"{count} styles, seed {seed}: {100 * found[count][-1]:.1f} %"
             Console(stderr=True).print(message)
     return found
@@ -130,12 +136,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
     split = EMOJI / "split_zhou_styles.json"
     parser.add_argument("--data", type=Path, default=split, help="a split as CoOp writes them")
     parser.add_argument("--output", type=Path, required=True, help="folder for the runs")
+    parser.add_argument(
+        "--context",
+        choices=tuple(CONTEXTS),
+        default="class-specific",
+        help="whether every class has its own; default: %(default)s",
+    )
     parser.add_argument("--pretrained", default=None, help="weights other than the embedded ones")
     parser.add_argument("--shots", type=int, nargs="+", default=SHOTS)
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--epochs", type=int, default=EPOCHS)
     options = parser.parse_args(arguments)
-    setting = Setting(data=options.data, output=options.output, pretrained=options.pretrained)
+    setting = Setting(
+        data=options.data,
+        output=options.output,
+        context=options.context,
+        pretrained=options.pretrained,
+    )
     found = curve(setting, shots=options.shots, seeds=options.seeds, epochs=options.epochs)
     verdict = "rises" if rises(found) else "does NOT rise"
     sys.stdout.write(f"{curve_table(found)}\n\nTop-1 {verdict} with every step.\n")
