@@ -13,6 +13,8 @@ import numpy as np
 import numpy.typing as npt
 from scipy import ndimage
 
+from vlp_train.pretrain.progress import bar
+
 Pixels = npt.NDArray[np.uint8]
 
 MAX_REGIONS, MAX_PARTS = 15, 15
@@ -62,7 +64,8 @@ def enclosed_regions(ink: Pixels) -> Pixels:
 def all_areas(ink: Pixels, *, processes: int | None = None) -> Pixels:
     """Return `areas_of` every drawing (N, S, S), in order: (N, 3, S, S)."""
     with get_context("spawn").Pool(processes or os.cpu_count()) as pool:
-        return np.stack(list(pool.imap(areas_of, ink, chunksize=256)))
+        found = pool.imap(areas_of, ink, chunksize=256)
+        return np.stack(list(bar(found, len(ink), "enclosed areas")))
 
 
 def _nearest(missing: npt.NDArray[np.bool_]) -> Any:

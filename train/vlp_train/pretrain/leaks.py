@@ -29,6 +29,7 @@ from vlp_train.pretrain.corpus import LICENCES, is_excluded
 from vlp_train.pretrain.emoji_names import common_names, vendor_sets
 from vlp_train.pretrain.evaluate import EMOJI
 from vlp_train.pretrain.pack import Corpus, load_corpus
+from vlp_train.pretrain.progress import bar
 
 Pixels = npt.NDArray[np.uint8]
 
@@ -87,7 +88,7 @@ def find_copies(
     labels = list(theirs)
     hashes = np.array([each[0] for each in theirs.values()], dtype=np.uint64)  # (M,)
     found = []
-    for name, drawing in zip(names, drawings, strict=True):
+    for name, drawing in zip(names, bar(drawings, len(drawings), "drawings"), strict=True):
         own_hash, own_colours = signature(drawing)
         distance = np.bitwise_count(hashes ^ np.uint64(own_hash))
         for at in np.flatnonzero(distance <= NEAR_BITS):

@@ -20,6 +20,7 @@ import numpy.typing as npt
 from vlp_deploy.files import write_atomic
 from vlp_train.pretrain.areas import all_areas
 from vlp_train.pretrain.corpus import Drawing, IconSet
+from vlp_train.pretrain.progress import bar
 from vlp_train.pretrain.render import render_all
 
 Pixels = npt.NDArray[np.uint8]
@@ -69,7 +70,8 @@ def pack(drawings: list[Drawing], sets: list[IconSet], output: Path) -> None:
     ink: list[Pixels] = []
     colour: list[Pixels] = []
     rows: dict[bool, list[dict[str, Any]]] = {False: [], True: []}
-    for drawing, rgba in zip(drawings, render_all(each.svg for each in drawings), strict=True):
+    rendered = bar(render_all(each.svg for each in drawings), len(drawings), "drawings")
+    for drawing, rgba in zip(drawings, rendered, strict=True):
         if rgba is None:
             continue
         plain = ink_of(rgba)

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from vlp_train.pretrain.progress import bar
+
 _BATCH = 512
 _FLATTEN = 0.25
 
@@ -50,7 +52,8 @@ def embed(texts: list[str], *, batch: int = _BATCH) -> Tensor:
     model = AutoModel.from_pretrained(folder, local_files_only=True).eval()
     order = sorted(range(len(texts)), key=lambda at: len(texts[at]))
     found = torch.empty(len(texts), model.config.hidden_size)
-    for start in range(0, len(texts), batch):
+    starts = range(0, len(texts), batch)
+    for start in bar(starts, len(starts), "the teacher's embeddings"):
         rows = order[start : start + batch]
         tokens = tokenizer([texts[at] for at in rows], padding=True, return_tensors="pt")
         states = model(**tokens).last_hidden_state  # (B, L, E)
