@@ -59,10 +59,15 @@ def main() -> None:
 
 def run(arguments: Sequence[str]) -> int:
     """Run one verb and return the exit code: 0 good, 1 user's error, 2 usage, 3 missing extra."""
+    return guarded(lambda: _dispatch(arguments))
+
+
+def guarded(command: Callable[[], int | None]) -> int:
+    """Run a command and return its exit code; what a user can cause is told in one line."""
     try:
-        code = _dispatch(arguments)
+        code = command()
         sys.stdout.flush()  # a full disk is to be found here, not when Python exits
-        return code
+        return code or 0
     except VlpError as error:
         _complain(str(error))
         return error.exit_code

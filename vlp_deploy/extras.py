@@ -14,6 +14,8 @@ EXTRA_MODULES = {
     "onnx_ir": ("onnx-ir", "export"),
     "onnxscript": ("onnxscript", "train"),
     "onnxruntime": ("onnxruntime", "cpu"),
+    "resvg_py": ("resvg-py", "pretrain"),
+    "scipy": ("scipy", "pretrain"),
 }
 
 

@@ -78,8 +78,10 @@ def test_every_batch_size_is_compiled() -> None:
     assert len(compiled) == 10
 
 
-def test_what_another_run_left_half_compiled_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", "left by a run that was killed")
+def test_what_another_run_left_half_compiled_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TORCHINDUCTOR_CACHE_DIR", str(tmp_path / "left by a run that was killed"))
 
     class Model:
         def predict(self, pixels: torch.Tensor) -> torch.Tensor:

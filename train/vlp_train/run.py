@@ -10,7 +10,7 @@ Each file is replaced in one step, so a run killed at any moment stands at the e
 import fcntl
 import os
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,27 @@ LOG_FILE = "log.jsonl"
 SCHEMA_VERSION = 1
 
 Arrays = Mapping[str, NDArray[Any]]
+
+
+@contextmanager
+def locked_folder(folder: Path) -> Iterator[None]:
+    """Keep other processes from training in `folder`. The kernel unlocks it after a kill.
+
+    Raises TrainingError if another one does, or if the folder cannot be made.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError as error:
+        raise TrainingError(f"{folder} cannot be used: {error.strerror}") from error
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        raise TrainingError(f"another process is training in {folder}") from None
+    else:
+        yield
+    finally:
+        os.close(handle)
 
 
 class Epoch(Record, frozen=True, kw_only=True):
@@ -78,23 +99,9 @@ class Run:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep other runs from training in this folder. The kernel unlocks after a kill."""
-        if not self.writes:
+        """Keep other runs from training in this folder."""
+        with locked_folder(self.folder) if self.writes else nullcontext():
             yield
-            return
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
-        except OSError as error:
-            raise TrainingError(f"{self.folder} cannot be used: {error.strerror}") from error
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            raise TrainingError(f"another process is training in {self.folder}") from None
-        else:
-            yield
-        finally:
-            os.close(handle)
 
     def save(self, progress: Progress, tensors: Arrays) -> None:
         """Record the end of an epoch."""

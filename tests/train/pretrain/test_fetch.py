@@ -1,6 +1,7 @@
 """Packages are fetched whole and checked, or an error says what to do."""
 
 import hashlib
+import os
 import tarfile
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 import pytest
 
 from vlp_deploy.errors import DataError
-from vlp_train.pretrain.fetch import Package, fetch
+from vlp_train.pretrain.fetch import Package, fetch, provide
 
 
 @pytest.fixture
@@ -22,7 +23,7 @@ def package(tmp_path: Path) -> Package:
     return Package(
         folder="icons-1",
         option="--icons",
-        download=("cp", "-t", ".", str(archive)),
+        download=("cp", str(archive), "."),
         sha256=hashlib.sha256(archive.read_bytes()).hexdigest(),
         unpack=("tar", "-x", "-f"),
         into=(),
@@ -51,22 +52,45 @@ def test_another_package_or_none_is_refused(
     package: Package, tmp_path: Path, change: dict[str, Any]
 ) -> None:
     other = replace(package, **change)
-    with pytest.raises(DataError, match=r"got \w+, expected the package .* pass --icons"):
+    with pytest.raises(DataError, match=r"got \w+, expected the package .* with --icons"):
         fetch(other, tmp_path / "inputs")
     assert not list((tmp_path / "inputs").iterdir())
 
 
 @pytest.mark.parametrize(
-    ("download", "message"),
+    ("change", "message"),
     [
-        (("no-such-client", "icons@1"), "icons@1 needs no-such-client, which is not installed"),
-        (("cp", "-t", ".", "missing.tar"), r"`cp -t \. missing\.tar` failed\.\n.*missing.*\nTry"),
-        (("apt-get", "no-such-verb", "icons=1"), r"failed\.\n[\s\S]*run `apt-get update`"),
+        (
+            {"download": ("no-npm", "icons@1")},
+            r"icons@1 needs no-npm, .*Install no-npm, or",
+        ),
+        ({"unpack": ("no-dpkg",)}, r"needs no-dpkg, which is not installed"),
+        ({"download": ("cp", "missing.tar", ".")}, r"`cp missing\.tar \.` failed\.\n.*\nTry again"),
+        ({"download": ("apt-get", "icons=1")}, r"failed\.\nno such verb\n.*run `apt-get update`"),
     ],
 )
 def test_errors_say_what_to_do(
-    package: Package, tmp_path: Path, download: tuple[str, ...], message: str
+    package: Package,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: dict[str, Any],
+    message: str,
 ) -> None:
+    client = tmp_path / "programs" / "apt-get"
+    client.parent.mkdir()
+    client.write_text("#!/bin/sh\necho no such verb >&2\nexit 1\n")
+    client.chmod(0o755)
+    monkeypatch.setenv("PATH", str(client.parent), prepend=os.pathsep)
     with pytest.raises(DataError, match=message):
-        fetch(replace(package, download=download), tmp_path)
+        fetch(replace(package, **change), tmp_path)
     assert not (tmp_path / "icons-1").exists()
+
+
+def test_a_folder_that_is_given_is_checked(package: Package, tmp_path: Path) -> None:
+    checked = replace(package, needed=("icons.json", "json"))
+    (tmp_path / "json").mkdir()
+    assert provide(checked, tmp_path, tmp_path / "inputs") == tmp_path
+    (tmp_path / "json").rmdir()
+    with pytest.raises(DataError, match=r"has no json; .*its package/\)\. Leave --icons"):
+        provide(checked, tmp_path, tmp_path / "inputs")
+    assert provide(package, None, tmp_path / "inputs").name == "package"

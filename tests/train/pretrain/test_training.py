@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Generator, Tensor
 
 from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.cli import guarded
 from vlp_deploy.errors import TrainingError
 from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
-from vlp_train.pretrain import start
-from vlp_train.pretrain.__main__ import main
+from vlp_train.pretrain import command, start
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
+from vlp_train.pretrain.command import main
 from vlp_train.pretrain.image_tower import (
     PRECISIONS,
     ImageRecipe,
@@ -35,7 +36,7 @@ from vlp_train.pretrain.wordnet import NounLexicon
 
 CONFIGURATION = {
     "embed_dim": 8,
-    "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "patch_size": 4},
+    "vision_cfg": {"image_size": 16, "layers": 2, "width": 64, "head_width": 16, "patch_size": 4},
     "text_cfg": {"context_length": 77, "vocab_size": 49408, "width": 16, "heads": 2, "layers": 1},
 }
 RECIPE = ImageRecipe(
@@ -106,15 +107,24 @@ def test_image_tower_learns_its_drawings(corpus: Corpus, lexicon: NounLexicon) -
     assert losses[-1] < losses[0]
 
 
-def test_encode_with_all_patches_is_the_plain_tower() -> None:
+def random_clip() -> Clip:
+    """Four heads, and no bias or scale that hides an error by being 0 or 1."""
+    torch.manual_seed(0)
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION))
+    for parameter in clip.visual.parameters():
+        torch.nn.init.normal_(parameter, std=0.3)
+    return clip
+
+
+def test_encode_with_all_patches_is_the_plain_tower() -> None:
+    clip = random_clip()
     pixels = torch.randn(3, 3, 16, 16)
     plain, partial = clip.encode_image(pixels), encode(clip.visual, pixels, 16, Generator())
-    assert torch.allclose(plain, partial, atol=1e-5)  # sums in another order
+    assert torch.allclose(plain, partial, rtol=1e-4, atol=1e-4)  # sums in another order
 
 
 def test_encode_of_some_patches_is_the_plain_tower_without_the_others() -> None:
-    tower = Clip(ClipConfig.from_open_clip(CONFIGURATION)).visual
+    tower = random_clip().visual
     pixels = torch.randn(3, 3, 16, 16)
     patches = F.unfold(pixels, 4, stride=4).transpose(1, 2)
     kept = chosen_patches(patches, 5, Generator().manual_seed(7))
@@ -124,7 +134,7 @@ def test_encode_of_some_patches_is_the_plain_tower_without_the_others() -> None:
     for block in tower.transformer.blocks:
         x = block(x, causal=False)
     partial = encode(tower, pixels, 5, Generator().manual_seed(7))
-    assert torch.allclose(tower.project(x), partial, atol=1e-5)
+    assert torch.allclose(tower.project(x), partial, rtol=1e-4, atol=1e-4)
 
 
 def test_blank_patches_are_left_out_first() -> None:
@@ -227,11 +237,12 @@ def test_muon_in_bfloat16_turns_matrices_nearly_as_in_float32() -> None:
 
 
 def test_weights_that_cannot_be_continued_from_are_refused_at_once(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(command, "find_spec", lambda name: object())  # the teacher is not needed
     missing = tmp_path / "weights.safetensors"
-    with pytest.raises(SystemExit, match="1"):
-        main(["--output", str(tmp_path / "run"), "--continue-from", str(missing)])
+    options = ["--output", str(tmp_path / "run"), "--continue-from", str(missing)]
+    assert guarded(lambda: main(options)) == 1
     assert str(missing) in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
 

@@ -1,6 +1,6 @@
 """Print zero-shot accuracy over every emoji name that six vendors' styles have, about 1,000.
 
-    python -m vlp_train.pretrain.emoji_names --icons package --corpus runs/vlp-tiny/corpus
+    python -m vlp_train.pretrain.emoji_names --icons ICONS --corpus runs/vlp-tiny/corpus
 
 The shipped classes are a curated quarter of these names; all of them, buttons and faces included,
 say how far the model reaches. Names of which no word was ever a word of a caption are reported
@@ -19,6 +19,7 @@ import torch
 from PIL import Image
 
 from vlp_deploy import embedded
+from vlp_deploy.cli import guarded
 from vlp_train.backbones import load_backbone
 from vlp_train.emoji import MINIMUM_STYLES, STYLES, IconSet, normalised, read_classes, render
 from vlp_train.pretrain.batches import normalise
@@ -104,4 +105,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

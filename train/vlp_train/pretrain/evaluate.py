@@ -21,6 +21,7 @@ from torch import Tensor
 
 from vlp_deploy import embedded
 from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.cli import guarded
 from vlp_deploy.formats.architecture import Preprocessing
 from vlp_deploy.images.preprocess import preprocess
 from vlp_train.backbones import load_backbone
@@ -153,4 +154,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

@@ -14,6 +14,7 @@ from pathlib import Path
 from vlp_deploy.errors import DataError
 from vlp_deploy.files import sha256_of, staged_folder
 
+_PROGRAMS = {"npm": "npm (it comes with Node.js)"}
 _LOG = logging.getLogger("vlp_train.pretrain")
 
 
@@ -22,7 +23,8 @@ class Package:
     """One package: how it is downloaded and unpacked, and what is wanted of it.
 
     `download` leaves one file in the empty folder it runs in; `unpack`, that file and `into` are
-    the command that unpacks it there. `wanted` is the part of the content that `option` takes.
+    the command that unpacks it there. `wanted` is the part of the content that `option` takes, and
+    `needed` what must be in it.
     """
 
     folder: str
@@ -32,6 +34,12 @@ class Package:
     unpack: tuple[str, ...] = ("dpkg", "-x")
     into: tuple[str, ...] = (".",)
     wanted: str = "."
+    needed: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        """Name and version, as the client that downloads it writes them."""
+        return self.download[-1]
 
 
 ICONS = Package(
@@ -42,12 +50,14 @@ ICONS = Package(
     unpack=("tar", "--no-same-owner", "-x", "-f"),
     into=(),
     wanted="package",
+    needed=("collections.json", "json"),
 )
 OPENCLIPART = Package(
     folder="openclipart-svg-0.18+dfsg-19",
     option="--openclipart",
     download=("apt-get", "download", "-q", "openclipart-svg=1:0.18+dfsg-19"),
     sha256="989712d90d57dfa3230049f553bb43b76c30ee4d4b8c5f6e106e33f7db5cbdc5",
+    needed=("usr/share/openclipart/svg",),
 )
 WORDNET = Package(
     folder="wordnet-base-3.0-37",
@@ -55,7 +65,34 @@ WORDNET = Package(
     download=("apt-get", "download", "-q", "wordnet-base=1:3.0-37"),
     sha256="61060d960f9ada8fa120872312eccd3ecebfbab8c4579e4f5a74e1cf67620752",
     wanted="usr/share/wordnet",
+    needed=("index.noun", "data.noun"),
 )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """Unpacked packages: npm `@iconify/json`, Debian `openclipart-svg` and `wordnet-base`."""
+
+    icons: Path
+    openclipart: Path
+    wordnet: Path
+
+
+def provide(package: Package, given: Path | None, inputs: Path) -> Path:
+    """Return `given` if it holds what is needed of the package; None is fetched below `inputs`.
+
+    Raises:
+        DataError: something needed is missing in `given`, or fetching failed.
+    """
+    if given is None:
+        return fetch(package, inputs)
+    missing = [name for name in package.needed if not (given / name).exists()]
+    if missing:
+        raise DataError(
+            f"{given} has no {' and no '.join(missing)}; expected the unpacked package "
+            f"{package.version}{_part(package)}. Leave {package.option} out to have it fetched"
+        )
+    return given
 
 
 def fetch(package: Package, inputs: Path) -> Path:
@@ -66,14 +103,20 @@ def fetch(package: Package, inputs: Path) -> Path:
     """
     folder = inputs / package.folder
     if not folder.is_dir():
-        _LOG.info("fetching %s", package.download[-1])
+        for program in (package.download[0], package.unpack[0]):
+            if shutil.which(program) is None:
+                raise DataError(
+                    f"{package.version} needs {program}, which is not installed. Install "
+                    f"{_PROGRAMS.get(program, program)}, or {_own(package)}"
+                )
+        _LOG.info("fetching %s", package.version)
         with staged_folder(folder) as staging:
             _call(package, package.download, staging)
             archive = next(staging.iterdir(), None)
             found = "nothing" if archive is None else sha256_of(archive)
             if archive is None or found != package.sha256:
                 raise DataError(
-                    f"{package.download[-1]}: got {found}, expected the package with SHA-256 "
+                    f"{package.version}: got {found}, expected the package with SHA-256 "
                     f"{package.sha256} that the recipe was made with. {_advice(package)}"
                 )
             _call(package, [*package.unpack, archive.name, *package.into], staging)
@@ -83,19 +126,23 @@ def fetch(package: Package, inputs: Path) -> Path:
 
 def _call(package: Package, command: Sequence[str], folder: Path) -> None:
     """Run a command in `folder`; what it prints is shown only if it fails."""
-    name = package.download[-1]
-    if shutil.which(command[0]) is None:
-        raise DataError(f"{name} needs {command[0]}, which is not installed. {_advice(package)}")
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
     if done.returncode:
         raise DataError(
-            f"{name} cannot be fetched: `{' '.join(command)}` failed.\n{done.stderr.strip()}\n"
-            f"{_advice(package)}"
+            f"{package.version} cannot be fetched: `{' '.join(command)}` failed.\n"
+            f"{done.stderr.strip()}\n{_advice(package)}"
         )
 
 
 def _advice(package: Package) -> str:
-    own = f"unpack it yourself and pass {package.option}; `--help` says which folder"
     if package.download[0] == "apt-get":
-        return f"It is in Debian bookworm: run `apt-get update` there, or {own}"
-    return f"Try again, or {own}"
+        return f"It is in Debian bookworm: run `apt-get update` there, or {_own(package)}"
+    return f"Try again, or {_own(package)}"
+
+
+def _own(package: Package) -> str:
+    return f"unpack it yourself{_part(package)} and pass it with {package.option}"
+
+
+def _part(package: Package) -> str:
+    return "" if package.wanted == "." else f" (what is in its {package.wanted}/)"

@@ -27,7 +27,9 @@ from statistics import mean
 
 from rich.console import Console
 
+from vlp_deploy.cli import guarded
 from vlp_deploy.data.dataset import Dataset, Sample, load_dataset
+from vlp_deploy.errors import DataError, TrainingError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_train.pretrain.evaluate import EMOJI
@@ -56,10 +58,17 @@ class Setting:
 
 
 def nested_shots(samples: Sequence[Sample], *, shots: int, seed: int) -> list[Sample]:
-    """Draw `shots` samples of every class, among them those that fewer shots would be."""
+    """Draw `shots` samples of every class, among them those that fewer shots would be.
+
+    Raises:
+        DataError: a class has fewer.
+    """
     by_label: dict[int, list[Sample]] = defaultdict(list)
     for sample in samples:
         by_label[sample.label].append(sample)
+    fewest = min(map(len, by_label.values()), default=0)
+    if fewest < shots:
+        raise DataError(f"{shots} shots asked for; there are classes with {fewest}. Ask for fewer")
     generator = random.Random(seed)
     orders = [generator.sample(own, len(own)) for _, own in sorted(by_label.items())]
     return [sample for order in orders for sample in order[:shots]]
@@ -81,13 +90,15 @@ def accuracy(setting: Setting, data: Path, name: str, options: Sequence[str]) ->
     """Run `vlp train` into `setting.output`/`name`, or go on with it, and return test top-1.
 
     Raises:
-        subprocess.CalledProcessError: training failed; it has said why.
+        TrainingError: training failed; it has said why.
     """
     folder = setting.output / name
     weights = [] if setting.pretrained is None else ["--pretrained", setting.pretrained]
-    words = [str(data), *options, *weights, "--output", str(folder), "--resume"]
-    command = [sys.executable, "-m", "vlp_deploy", "train", *words]
-    subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
+    words = ["train", str(data), *options, *weights, "--output", str(folder), "--resume"]
+    command = [sys.executable, "-m", "vlp_deploy", *words]
+    code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
+    if code:
+        raise TrainingError(f"`vlp {' '.join(words)}` ended with exit code {code}")
     metrics = PromptCheckpoint.load(folder).header.provenance["metrics"]
     return float(metrics["test"]["top1"])
 
@@ -160,4 +171,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -1,6 +1,6 @@
 """Print how good a run is, finished or not, on drawings neither trained on nor tested.
 
-    python -m vlp_train.pretrain.held_out --icons package --run runs/vlp-tiny
+    python -m vlp_train.pretrain.held_out --icons ICONS --run runs/vlp-tiny
 
 Choices (augmentation, sampling, schedule) are made by this command, so that the table of `evaluate`
 stays a test. Held out are the `icons` and `openmoji` of `unseen`.
@@ -24,6 +24,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from torch import Tensor
 
+from vlp_deploy.cli import guarded
 from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import normalise
@@ -90,4 +91,4 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

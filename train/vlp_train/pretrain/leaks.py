@@ -1,6 +1,6 @@
 """Check a packed corpus against the emoji: no excluded set, no drawing that copies an emoji.
 
-    python -m vlp_train.pretrain.leaks --corpus runs/vlp-tiny/corpus --icons iconify
+    python -m vlp_train.pretrain.leaks --icons ICONS --corpus runs/vlp-tiny/corpus
 
 The emoji are the embedded ones and, in every style, all names that six styles share (`emoji_names`)
 except squares and discs.
@@ -24,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from vlp_deploy.cli import guarded
 from vlp_train.emoji import render
 from vlp_train.pretrain.corpus import LICENCES, is_excluded
 from vlp_train.pretrain.emoji_names import common_names, vendor_sets
@@ -136,8 +137,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m vlp_train.pretrain.leaks", description="Look for emoji in the corpus."
     )
-    parser.add_argument("--corpus", type=Path, required=True)
-    parser.add_argument("--icons", type=Path, required=True)
+    parser.add_argument("--corpus", type=Path, required=True, help="packed pre-training corpus")
+    parser.add_argument("--icons", type=Path, required=True, help="unpacked npm @iconify/json")
     options = parser.parse_args(arguments)
     corpus = load_corpus(options.corpus)
     forbidden = excluded_sources(set(corpus.sources), options.icons)
@@ -155,4 +156,4 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(guarded(main))

@@ -1,11 +1,12 @@
 """Turn a run's two towers into the files that are shipped: open_clip configuration and weights.
 
-    python -m vlp_train.pretrain.release --run runs/vlp-tiny --icons package \
-        --weights average --output runs/candidate
+    python -m vlp_train.pretrain.release --run runs/vlp-tiny --icons ICONS \
+        --output runs/candidate
 
-The command releases an unfinished run, too: `average` is the better choice while the rate is high,
-`parameter` after it fell to zero. The logit scale is fitted to held-out icons (`unseen`): on
-drawings that it knows the tower is surer than on others, and few shots then teach doubt alone.
+An unfinished run is released, too, with the average of its last weights, which is better while the
+rate is high, and with another run's text tower where it has none yet (`--text`). The logit
+scale is fitted to held-out icons (`unseen`): on drawings that it knows the tower is surer than on
+others, and few shots then teach doubt alone.
 
 Legend: B images, K classes, D joint width.
 """
@@ -24,6 +25,8 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
+from vlp_deploy.cli import guarded
+from vlp_deploy.errors import TrainingError
 from vlp_deploy.files import write_atomic
 from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
@@ -34,6 +37,7 @@ from vlp_train.pretrain.evaluate import (
     image_features,
     read_captions,
 )
+from vlp_train.pretrain.image_tower import ImageRecipe
 from vlp_train.pretrain.text_tower import text_parameters
 from vlp_train.pretrain.unseen import held_out_icons
 
@@ -71,6 +75,13 @@ def load_image_tower(clip: Clip, checkpoint: Path, kind: str) -> None:
     _load(dict(clip.visual.named_parameters()), checkpoint, kind)
 
 
+def finished(checkpoint: Path) -> bool:
+    """Tell whether an image tower's training state is the last of its training."""
+    with safe_open(checkpoint, framework="pt") as file:
+        metadata = file.metadata()
+    return int(metadata["step"]) == ImageRecipe(**json.loads(metadata["recipe"])).steps
+
+
 @torch.no_grad()
 def load_text_tower(clip: Clip, checkpoint: Path, kind: str) -> None:
     """Set the text tower to a training state's `parameter`s or to their `average`."""
@@ -106,16 +117,36 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--run", type=Path, required=True, help="output folder of the pre-training")
     parser.add_argument("--text", type=Path, help="another run's folder for the text tower")
     parser.add_argument("--icons", type=Path, required=True, help="unpacked npm @iconify/json")
-    parser.add_argument("--weights", choices=("parameter", "average"), default="parameter")
+    parser.add_argument(
+        "--weights",
+        choices=("parameter", "average"),
+        help="the last ones or their average; default: what suits how far the run is",
+    )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
+    image, text = (
+        _there(folder / f"{tower}.safetensors", tower)
+        for folder, tower in ((options.run, "image"), (options.text or options.run, "text"))
+    )
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
-    load_image_tower(clip, options.run / "image.safetensors", options.weights)
-    load_text_tower(clip, (options.text or options.run) / "text.safetensors", "parameter")
+    weights = options.weights or ("parameter" if finished(image) else "average")
+    load_image_tower(clip, image, weights)
+    load_text_tower(clip, text, "parameter")
     scale = scale_of(clip, held_out_icons(options.icons, read_captions(options.run / "corpus")))
     write_release(clip, scale, options.output)
-    sys.stdout.write(f"logit scale {scale:.1f}, {options.output}/weights.safetensors\n")
+    sys.stdout.write(
+        f"{weights} weights, logit scale {scale:.1f}, {options.output}/weights.safetensors\n"
+    )
+
+
+def _there(checkpoint: Path, tower: str) -> Path:
+    if checkpoint.is_file():
+        return checkpoint
+    text = ", or give the folder of a run that has one with --text" if tower == "text" else ""
+    raise TrainingError(
+        f"{checkpoint} is missing: the run has no {tower} tower yet. Let it go on{text}"
+    )
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(guarded(main))

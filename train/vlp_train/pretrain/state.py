@@ -4,12 +4,13 @@ Everything random is drawn from generators seeded by the step, so nothing else i
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -66,12 +67,17 @@ class TrainingState:
         """Continue from a file written by `save`, with the same parameters and optimisers.
 
         Raises:
-            TrainingError: the file was written by a training with another recipe.
+            TrainingError: the file was written by a training with another recipe, or is damaged.
         """
-        with safe_open(path, framework="pt") as file:
-            _check_recipe(path, json.loads(file.metadata()["recipe"]), json.loads(recipe))
-            self.step = int(file.metadata()["step"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        try:
+            with safe_open(path, framework="pt") as file:
+                _check_recipe(path, json.loads(file.metadata()["recipe"]), json.loads(recipe))
+                self.step = int(file.metadata()["step"])
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        except SafetensorError as error:
+            raise TrainingError(
+                f"{path} is no training state: {error}. Delete it to train this tower anew"
+            ) from error
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
@@ -91,5 +97,15 @@ def _check_recipe(path: Path, stored: Mapping[str, Any], wanted: Mapping[str, An
         expected = ", ".join(f"{name} {wanted.get(name)!r}" for name in names)
         raise TrainingError(
             f"{path} is of a training with {found}; this one has {expected}. "
-            "Give the same options to go on with it, or another --output to begin anew"
+            "Give the same options and inputs to go on with it, or another --output to begin anew"
         )
+
+
+def finite(loss: float, step: int, checkpoint: Path) -> float:
+    """Return `loss` after `step` steps. Raises TrainingError if it is NaN or infinite."""
+    if math.isfinite(loss):
+        return loss
+    raise TrainingError(
+        f"the loss at step {step} is {loss}: the training diverged. {checkpoint} keeps the last "
+        "step that was saved. Begin anew with another --output and a lower --rate"
+    )

@@ -16,48 +16,25 @@ from torch import Generator, Tensor
 from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_train.clip import Clip
 from vlp_train.pretrain.optimise import Muon
-from vlp_train.pretrain.state import TrainingState
+from vlp_train.pretrain.recipe import Recipe
+from vlp_train.pretrain.state import TrainingState, finite
 from vlp_train.pretrain.vocabulary import TEMPLATES
 
 START_OF_TEXT, END_OF_TEXT = 49406, 49407
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextRecipe:
-    """Everything that decides the text tower's weights, apart from the texts.
+class TextRecipe(Recipe):
+    """The text tower's: `caption_share` of a batch are captions, the rest any of the texts."""
 
-    `start` is the fingerprint of the weights to start from, "" for none.
-    """
-
-    samples: int
-    start: str = ""
     batch: int = 1024
-    seed: int = 0
     muon_rate: float = 2e-3
     adam_rate: float = 2e-3
-    rate_share: float = 1.0
     warmup_steps: int = 30
     decay_share: float = 0.5
+    checkpoint_steps: int = 50
     caption_share: float = 0.4
     temperature: float = 0.05
-    checkpoint_steps: int = 50
-
-    def __post_init__(self) -> None:
-        if self.samples < self.batch:
-            raise ValueError(
-                f"samples is {self.samples}; expected at least one batch, {self.batch}"
-            )
-
-    @property
-    def steps(self) -> int:
-        """Optimiser steps in all."""
-        return self.samples // self.batch
-
-    def rate(self, step: int) -> float:
-        """Share of the full learning rate: linear warm-up, constant, linear decay to zero."""
-        decay_steps = max(1, round(self.decay_share * self.steps))
-        warm = min(1.0, (step + 1) / self.warmup_steps)
-        return self.rate_share * warm * min(1.0, (self.steps - step) / decay_steps)
 
 
 def tokenise(texts: list[str], tokenizer: Tokenizer) -> tuple[Tensor, Tensor]:
@@ -142,11 +119,14 @@ def text_parameters(clip: Clip) -> list[tuple[str, Tensor]]:
 def train_text(
     training: TextTraining, checkpoint: Path, report: Callable[[int, float, float], None]
 ) -> None:
-    """Step until the recipe is done; call `report(step, distance, texts a second)`."""
+    """Step until the recipe is done; call `report(step, distance, texts a second)`.
+
+    Raises TrainingError if the loss is no number any more; the file keeps the last good step.
+    """
     start, losses = time.monotonic(), []
     recipe = training.recipe
     while training.state.step < recipe.steps:
-        losses.append(training.advance())
+        losses.append(finite(training.advance(), training.state.step, checkpoint))
         step = training.state.step
         if step == recipe.steps or step % recipe.checkpoint_steps == 0:
             training.state.save(checkpoint, json.dumps(asdict(recipe)))

@@ -16,6 +16,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from vlp_deploy.errors import DataError
 from vlp_train.emoji import IconSet, render
 from vlp_train.pretrain.batches import normalise
 from vlp_train.pretrain.corpus import HELD_OUT_SETS
@@ -39,7 +40,11 @@ def held_out_emoji(icons: Path) -> Pictures:
 
 
 def held_out_icons(icons: Path, captions: Collection[str]) -> Pictures:
-    """Return colour icons whose name, numbers cut off, is one of `captions`."""
+    """Return colour icons whose name, numbers cut off, is one of `captions`.
+
+    Raises:
+        DataError: there are none.
+    """
     wanted = {caption: label for label, caption in enumerate(sorted(captions))}
     pixels, labels, styles = [], [], []
     for prefix in COLOUR_SETS:
@@ -52,6 +57,11 @@ def held_out_icons(icons: Path, captions: Collection[str]) -> Pictures:
                 pixels.append(np.asarray(image).transpose(2, 0, 1))
                 labels.append(wanted[words])
                 styles.append(prefix)
+    if not labels:
+        raise DataError(
+            f"no icon of {', '.join(COLOUR_SETS)} in {icons}/json has the name of a caption; "
+            "choices are made by them. Give the icon package that the recipe names"
+        )
     used = sorted(set(labels))
     return Pictures(
         classes=[sorted(captions)[label] for label in used],
