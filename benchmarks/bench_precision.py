@@ -38,6 +38,7 @@ from benchmarks.rows_in_int8 import rows_in_int8
 from tests.export.golden.seeded_clip import clip_config, seeded_pixels, seeded_weights
 from vlp_deploy.classes.prompts import PLAIN, text_rows
 from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.classes.towers import run_graph
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.engines.support import why_unsupported
@@ -132,7 +133,7 @@ def contenders(
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # bf16 on a processor without its units
             loaded = load_engine(engine, folder / f"{name}.onnx", settings)
-        return lambda images: loaded.run({"image": images, **head})
+        return lambda images: run_graph(loaded, {"image": images, **head})
 
     pairs = [(e, p) for e in ENGINES for p in PRECISIONS if not why_unsupported(e, p)]
     pairs += [("onnx", name) for name in OTHERS]

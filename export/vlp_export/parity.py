@@ -90,8 +90,7 @@ def check_parity(
         _check_length(embeddings_of_batch, batch=batch)
         if CLASS_MATRIX in reference.bank.inputs:
             expected = reference.bank.host_logits(embeddings_of_batch)
-            tolerance = _head_tolerance(reference, engine=engine, precision=precision)
-            _check_head(logits_of_batch, expected, batch=batch, tolerance=tolerance)
+            _check_head(logits_of_batch, expected, batch=batch, tolerance=reference.tolerance)
     return ParityReport(rows=tuple(rows), embeddings=embeddings, logits=logits)
 
 
@@ -185,17 +184,6 @@ def _check_length(embeddings: Floats, *, batch: int) -> None:
             f"the exported graph's embeddings are not of length 1: off by {length_error:.1e} at "
             f"batch {batch}, allowed are {LENGTH_TOLERANCE:.0e}; {REPORT_IT}"
         )
-
-
-def _head_tolerance(reference: Reference, *, engine: str, precision: Precision) -> float:
-    """How far logits may be from the embeddings' own: float32's rounding, as heads stay in it.
-
-    Only where bf16 is a hint to OpenVINO, on processors that have it, are both factors and the
-    product rounded as well, by 2^-9 of their size, which for unit vectors is the scale at most.
-    """
-    if (engine, precision) == ("openvino", "bf16"):
-        return reference.tolerance + 3 * 2**-9 * reference.logit_scale
-    return reference.tolerance
 
 
 def _check_head(logits: Floats, expected: Floats, *, batch: int, tolerance: float) -> None:

@@ -1,12 +1,14 @@
-"""Graphs in memory, run by an engine of the runtime: the very one that will serve them."""
+"""Graphs in memory, run by an engine of the runtime as it will serve them."""
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
 from numpy.typing import NDArray
 
+from vlp_deploy.classes.towers import run_graph
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import EngineOptions
 from vlp_deploy.formats.bundle import Precision
@@ -21,4 +23,4 @@ def run_in(engine: str, content: bytes, *, precision: Precision = "fp32") -> Run
         graph = Path(folder) / "graph.onnx"
         graph.write_bytes(content)
         options = EngineOptions(precision=precision, cached=False)
-        return load_engine(engine, graph, options).run
+        return partial(run_graph, load_engine(engine, graph, options))

@@ -1,14 +1,13 @@
 """The parity gate: what passes, what is refused, and what the refusal says."""
 
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
 from vlp_deploy.errors import ParityError
-from vlp_deploy.formats.bundle import ClassBank
+from vlp_deploy.formats.bundle import ClassBank, Precision
 from vlp_export.parity import Floats, Reference, RunImages, check_parity
 
 PIXELS = np.arange(8, dtype=np.uint8).reshape(8, 1, 1, 1).repeat(3, axis=1)
@@ -182,12 +181,10 @@ def test_single_class_is_always_the_best() -> None:
     assert check_parity(one_class, reference, engine="onnx").rows[0].top1_agreement == 1.0
 
 
-@pytest.mark.parametrize(
-    ("engine", "error", "passes"),
-    [("openvino", 0.58, True), ("openvino", 0.6, False), ("onnx", 0.58, False)],
-)
-def test_only_openvino_may_round_its_head_to_bfloat16(
-    engine: str, error: float, passes: bool
-) -> None:
-    with nullcontext() if passes else pytest.raises(ParityError, match="class_matrix"):
-        check_parity(Engine(error), REFERENCE, engine=engine, precision="bf16")
+@pytest.mark.parametrize("precision", ["fp16", "bf16", "int8", "fp8"])
+def test_no_precision_may_round_its_head(precision: Precision) -> None:
+    check_parity(Engine(1.9e-3), REFERENCE, engine="openvino", precision=precision)
+
+    with pytest.raises(ParityError, match=r"class_matrix.*2\.1e-03 at batch 5, allowed are 2e-03"):
+        wrong = Engine(2.1e-3, at_batch=5)
+        check_parity(wrong, REFERENCE, engine="openvino", precision=precision)

@@ -1,22 +1,29 @@
 """`vlp export --precision`: what is written, what is refused, and how `auto` decides."""
 
+from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
+import ml_dtypes
 import numpy as np
 import pytest
+from numpy.typing import NDArray
 from PIL import Image
 
+from tests.export.test_exporter import WEIGHTS, saved, vpt, zeroshot
 from tests.export.test_exporter import pretrained as pretrained
-from tests.export.test_exporter import saved, vpt, zeroshot
 from tests.export.tiny_clip import CLASSES, make_pixels
 from vlp_deploy import Classifier
 from vlp_deploy.cli import run
-from vlp_deploy.errors import DataError, EngineError
+from vlp_deploy.engines.base import Arrays
+from vlp_deploy.engines.openvino import OpenVinoEngine
+from vlp_deploy.errors import DataError, EngineError, ParityError
 from vlp_deploy.formats.bundle import Bundle, Manifest
 from vlp_export import export
 from vlp_export.evaluation_images import EvaluationImages
+from vlp_export.exporter import build_bundle
 from vlp_export.parity import passes
-from vlp_export.precision import RANGE_IMAGES
+from vlp_export.precision import RANGE_IMAGES, PrecisionTarget, in_precision
 from vlp_export.precision_choice import LEAST_APART, Budget, Trial, _refusal, parted
 
 
@@ -119,6 +126,27 @@ def test_bfloat16_for_openvino_is_a_hint_on_the_float32_graph(
 
     assert (plain.precision, hinted.precision) == ("fp32", "bf16")
     assert plain.graphs == hinted.graphs
+
+
+@pytest.mark.parametrize("served", [True, False])
+def test_the_proof_is_of_the_logits_that_are_served(
+    served: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rounded ones pass where the host answers in their place, and only there."""
+    run_as_it_is = OpenVinoEngine._run
+
+    def rounding(engine: OpenVinoEngine, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        outputs = run_as_it_is(engine, inputs)
+        logits = outputs["logits"].astype(ml_dtypes.bfloat16).astype(np.float32)
+        return {**outputs, "logits": logits}
+
+    contents = build_bundle(zeroshot(), WEIGHTS)
+    target = PrecisionTarget(precision="fp16", engine="openvino")
+    monkeypatch.setattr(OpenVinoEngine, "_run", rounding)
+    monkeypatch.setattr(OpenVinoEngine, "rounds_logits", served)
+
+    with nullcontext() if served else pytest.raises(ParityError, match="not embedding"):
+        in_precision(contents, target)
 
 
 def test_typed_graphs_for_tensorrt_are_proven_here(tmp_path: Path, pretrained: str) -> None:

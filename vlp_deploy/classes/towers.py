@@ -6,6 +6,7 @@ B images, S image size, K classes, D joint width.
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from vlp_deploy.classes.tokenizer import Tokenizer
 from vlp_deploy.engines import load_engine
 from vlp_deploy.engines.base import Engine, EngineOptions
 from vlp_deploy.errors import BundleError, ClassListError, ImageError
-from vlp_deploy.formats.bundle import Bundle, ClassBank
+from vlp_deploy.formats.bundle import CLASS_MATRIX, Bundle, ClassBank
 from vlp_deploy.self_test import prove
 
 Floats = NDArray[np.float32]
@@ -65,7 +66,7 @@ class Towers:
         if engine.inputs == {"image"}:  # the host does the rest
             embedding = engine.run({"image": pixels})["embedding"]
             return embedding, bank.host_logits(embedding)
-        return run_in_pieces(engine.run, pixels, bank.inputs)
+        return run_in_pieces(partial(run_graph, engine), pixels, bank.inputs)
 
     def close(self) -> None:
         """Let go of the graphs."""
@@ -139,3 +140,16 @@ class Towers:
 
     def _run(self, role: str, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         return self.graph(role).run(inputs)
+
+
+def run_graph(engine: Engine, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+    """A graph's outputs by name, as they are served. Raises EngineError.
+
+    An engine that would round the logits of a class matrix has them computed here, in float32: in
+    bfloat16 close classes tie. Other logits stay the engine's.
+    """
+    outputs = engine.run(inputs)
+    if engine.rounds_logits and CLASS_MATRIX in inputs:
+        bank = ClassBank(inputs=inputs, embeddings=None)
+        outputs["logits"] = bank.host_logits(outputs["embedding"])
+    return outputs

@@ -85,6 +85,11 @@ class Engine(ABC):
     def inputs(self) -> frozenset[str]:
         """Names of the graph's inputs."""
 
+    @property
+    def rounds_logits(self) -> bool:
+        """Whether it computes the last product of a graph in less than float32, unasked."""
+        return False
+
     @abstractmethod
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]: ...
 

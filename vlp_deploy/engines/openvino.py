@@ -71,6 +71,7 @@ class OpenVinoEngine(Engine):
         self._inputs = frozenset(port.any_name for port in self._compiled.inputs)
         self._outputs = [port.any_name for port in self._compiled.outputs]
         self._requests = threading.local()
+        self._hint = hint
         self._version = f"openvino {runtime.__version__.split('-')[0]} CPU {hint}"
 
     @property
@@ -80,6 +81,10 @@ class OpenVinoEngine(Engine):
     @property
     def inputs(self) -> frozenset[str]:
         return self._inputs
+
+    @property
+    def rounds_logits(self) -> bool:
+        return self._hint == BFLOAT16  # all products of the graph, the last as well
 
     def _run(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         try:
