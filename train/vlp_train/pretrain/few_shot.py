@@ -1,15 +1,14 @@
 """Print what CoOp makes of 1, 2 and 4 vendors' drawings a class, and whether more is better.
 
-    python -m vlp_train.pretrain.few_shot --output runs/few-shot [--context unified]
+    python -m vlp_train.pretrain.few_shot --output runs/few-shot [--context class-specific]
 
 Methods can be compared on an embedded CLIP only if it behaves as large ones do: accuracy on other
 vendors' styles rises from zero-shot to 1, 2 and 4 training styles, as the mean over three seeds.
-Exit code 1 if it does not. CoOp (arXiv:2109.01134, section 3.2) learns a context for every class,
-or a unified one, which a text tower that reads all templates alike leaves little to learn. A seed's
-shots are nested, more of them contain the fewer, so that the
-curve shows what more drawings give and not which were drawn. Every step takes as many drawings as
-there are classes, so that more shots also have more steps, as in CoOp's code, where batches have
-one size. The same command goes on where it was interrupted.
+Exit code 1 if it does not. CoOp (arXiv:2109.01134, section 3) learns a unified context, or one for
+every class. A seed's shots are nested, more of them contain the fewer, so that the curve shows what
+more drawings give and not which were drawn. Every step takes as many drawings as there are classes,
+so that more shots also have more steps, as in CoOp's code, where batches have one size. The same
+command goes on where it was interrupted.
 """
 
 import argparse
@@ -42,8 +41,8 @@ _ZERO_SHOT = ("--method", "zeroshot", "--template", f"{_WORDS} {{}}.")
 _COOP = ("--method", "coop", "--learning-rate", "8", "--no-augment")
 # Chosen by accuracy on one training style, then another, from the others.
 CONTEXTS = {
-    "class-specific": ("-O", "class_specific=true", "-O", "context_tokens=1"),
     "unified": ("-O", f"words={_WORDS}"),
+    "class-specific": ("-O", "class_specific=true", "-O", "context_tokens=1"),
 }
 
 
@@ -150,8 +149,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--context",
         choices=tuple(CONTEXTS),
-        default="class-specific",
-        help="whether every class has its own; default: %(default)s",
+        default="unified",
+        help="one for all classes, or one for each; default: %(default)s",
     )
     parser.add_argument("--pretrained", default=None, help="weights other than the embedded ones")
     parser.add_argument("--shots", type=int, nargs="+", default=SHOTS)
