@@ -19,8 +19,10 @@ EXTRA_MODULES = {
 }
 
 
-def load_function(target: str, *, what: str) -> Callable[..., Any]:
+def load_function(target: str, *, what: str, extra: str | None = None) -> Callable[..., Any]:
     """Import `target`, a "module:function"; `what` is what the user asked for.
+
+    `extra` is the one that installs all that it needs, if the packages' own ones do not.
 
     Raises MissingExtraError if a package of an extra is not installed.
     """
@@ -30,5 +32,5 @@ def load_function(target: str, *, what: str) -> Callable[..., Any]:
     except ModuleNotFoundError as missing:
         if missing.name not in EXTRA_MODULES:
             raise
-        package, extra = EXTRA_MODULES[missing.name]
-        raise MissingExtraError(what, needs=package, extra=extra) from None
+        package, own = EXTRA_MODULES[missing.name]
+        raise MissingExtraError(what, needs=package, extra=extra or own) from None

@@ -41,7 +41,7 @@ def test_a_curve_trains_the_context_it_is_asked_for(
     setting = Setting(data=three_classes, output=tmp_path, context=context, pretrained=None)
     found = curve(setting, shots=(1,), seeds=(1,), epochs=2)
     assert {shots: len(each) for shots, each in found.items()} == {0: 1, 1: 1}
-    checkpoint = PromptCheckpoint.load(tmp_path / f"{context}-1-1")
+    checkpoint = PromptCheckpoint.load(tmp_path / f"three-1-1-{context}")
     (prompts,) = (value for name, value in checkpoint.tensors.items() if name.startswith("text."))
     assert prompts.size == contexts * tokens * 192
     assert checkpoint.header.class_names == load_dataset(three_classes).class_names

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from torch import Tensor
 
 from vlp_deploy.cli import guarded
@@ -18,9 +17,9 @@ from vlp_train.pretrain import command, pipeline, targets
 from vlp_train.pretrain.fetch import Inputs
 from vlp_train.pretrain.image_tower import ImageRecipe
 from vlp_train.pretrain.pipeline import pretrain
-from vlp_train.pretrain.release import CONFIGURATION, finished
+from vlp_train.pretrain.release import CONFIGURATION
 from vlp_train.pretrain.release import main as release
-from vlp_train.pretrain.state import TrainingState
+from vlp_train.pretrain.state import TrainingState, read_state
 from vlp_train.pretrain.text_tower import TextRecipe
 from vlp_train.pretrain.unseen import COLOUR_SETS
 from vlp_train.run import locked_folder
@@ -79,11 +78,6 @@ def interrupt(monkeypatch: pytest.MonkeyPatch, owner: object, name: str) -> None
     monkeypatch.setattr(owner, name, interrupting)
 
 
-def steps_of(checkpoint: Path) -> int:
-    with safe_open(checkpoint, framework="pt") as file:
-        return int(file.metadata()["step"])
-
-
 def test_a_run_interrupted_in_every_stage_ends_in_the_same_weights(
     inputs: Inputs, tmp_path: Path
 ) -> None:
@@ -104,28 +98,40 @@ def test_a_run_interrupted_in_every_stage_ends_in_the_same_weights(
             interrupt(patch, owner, name)
             with pytest.raises(KeyboardInterrupt):
                 run(inputs, broken)
-        assert steps is None or steps_of(broken / file) == steps
+        assert steps is None or read_state(broken / file).step == steps
         assert (broken / file).exists()
         assert not (broken / "weights.safetensors").exists()
-    made = {path: path.stat().st_mtime_ns for path in broken.rglob("*") if path.is_file()}
+    made = times(broken)
     assert run(inputs, broken) == whole
-    assert all(path.stat().st_mtime_ns == time for path, time in made.items())  # nothing again
+    assert made.items() < times(broken).items()  # nothing was made again
+
+
+def times(folder: Path) -> dict[Path, int]:
+    """When each file below a folder was written."""
+    return {path: path.stat().st_mtime_ns for path in folder.rglob("*") if path.is_file()}
 
 
 def test_an_unfinished_run_is_refused_with_other_options_and_inputs(
     inputs: Inputs, tmp_path: Path
 ) -> None:
+    output = tmp_path / "run"
     with pytest.MonkeyPatch.context() as patch:
         interrupt(patch, TrainingState, "save")
         with pytest.raises(KeyboardInterrupt):
-            run(inputs, tmp_path / "run")
-    kept = (tmp_path / "run" / "image.safetensors").read_bytes()
+            run(inputs, output)
+    made = times(output)
     with pytest.raises(TrainingError, match=r"with seed 0; this one has seed 1\. Give the same"):
-        run(inputs, tmp_path / "run", replace(IMAGES, seed=1))
+        run(inputs, output, replace(IMAGES, seed=1))
+    nouns = (inputs.wordnet / "index.noun").read_text()
     (inputs.wordnet / "index.noun").write_text("dog n 1 0 1 0 00000001\n")
+    with pytest.raises(TrainingError, match="was made for other texts"):
+        run(inputs, output)
+    assert times(output) == made
+    (inputs.wordnet / "index.noun").write_text(nouns)
+    listed = output / "corpus" / "corpus.json"
+    listed.write_text(listed.read_text().replace("dog-outline", "dog-renamed"))
     with pytest.raises(TrainingError, match=r"with data '\w+'; this one has data '\w+'\. Give the"):
-        run(inputs, tmp_path / "run")
-    assert (tmp_path / "run" / "image.safetensors").read_bytes() == kept
+        run(inputs, output)
 
 
 def test_without_held_out_icons_nothing_is_trained(inputs: Inputs, tmp_path: Path) -> None:
@@ -137,41 +143,66 @@ def test_without_held_out_icons_nothing_is_trained(inputs: Inputs, tmp_path: Pat
     assert not (tmp_path / "run" / "image.safetensors").exists()
 
 
-def test_a_training_that_diverges_keeps_its_last_good_step(inputs: Inputs, tmp_path: Path) -> None:
-    with pytest.raises(TrainingError, match=r"the loss at step \d+ is nan.*a lower --rate"):
+def test_a_training_that_diverges_stops_and_keeps_an_earlier_step(
+    inputs: Inputs, tmp_path: Path
+) -> None:
+    with pytest.raises(TrainingError, match=r"the loss at step 2 is nan.*a lower --rate"):
         run(inputs, tmp_path / "run", replace(IMAGES, rate_share=1e30, checkpoint_steps=1))
-    assert not finished(tmp_path / "run" / "image.safetensors")
+    assert read_state(tmp_path / "run" / "image.safetensors").step == 1
 
 
-def test_an_unfinished_run_is_released_as_an_average(
+@pytest.mark.parametrize("content", [b"", b"\x02\0\0\0\0\0\0\0{}"])
+def test_what_is_no_state_is_told(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "state").write_bytes(content)  # nothing, and a file without metadata
+    with pytest.raises(TrainingError, match=r"is not the state of a training: .* Delete it"):
+        read_state(tmp_path / "state")
+
+
+def test_unfinished_towers_are_released_as_averages(
     inputs: Inputs, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole, broken, out = (tmp_path / name for name in ("whole", "broken", "out"))
     run(inputs, whole)
-    with pytest.MonkeyPatch.context() as patch:
-        interrupt(patch, TrainingState, "save")
-        with pytest.raises(KeyboardInterrupt):
-            run(inputs, broken)
-    arguments = ["--run", str(broken), "--icons", str(inputs.icons), "--output", str(out)]
-    with pytest.raises(TrainingError, match=r"has no text tower yet.*with --text"):
-        release(arguments)
-    release([*arguments, "--text", str(whole)])
-    assert capsys.readouterr().out.startswith("average weights, logit scale ")
-    release(["--run", str(whole), "--icons", str(inputs.icons), "--output", str(out)])
-    assert capsys.readouterr().out.startswith("parameter weights, ")
+    arguments = ["--icons", str(inputs.icons), "--output", str(out), "--run"]
+    stages = [  # behind each state that is saved
+        (["--text", str(whole)], "image tower: average, text tower: parameter"),
+        (["--text", str(whole)], "image tower: parameter, text tower: parameter"),
+        ([], "image tower: parameter, text tower: average"),
+    ]
+    for options, told in stages:
+        with pytest.MonkeyPatch.context() as patch:
+            interrupt(patch, TrainingState, "save")
+            with pytest.raises(KeyboardInterrupt):
+                run(inputs, broken)
+        if options:
+            with pytest.raises(TrainingError, match=r"has no text tower yet.*with --text"):
+                release([*arguments, str(broken)])
+        release([*arguments, str(broken), *options])
+        assert capsys.readouterr().out.startswith(told)
+    release([*arguments, str(whole)])
     assert (out / "weights.safetensors").read_bytes() == (
         whole / "weights.safetensors"
     ).read_bytes()
 
 
+def test_towers_of_different_targets_are_not_joined(inputs: Inputs, tmp_path: Path) -> None:
+    run(inputs, tmp_path / "one")
+    (inputs.wordnet / "index.noun").write_text("dog n 1 0 1 0 00000001\n")
+    run(inputs, tmp_path / "other")
+    options = ["--icons", str(inputs.icons), "--output", str(tmp_path / "out")]
+    options += ["--run", str(tmp_path / "one"), "--text", str(tmp_path / "other")]
+    with pytest.raises(TrainingError, match="their joint spaces differ"):
+        release(options)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--samples", "5"], "samples is 5; expected at least one batch, 1152"),
-        (["--text-samples", "5"], "samples is 5; expected at least one batch, 1024"),
+        (["--samples", "5"], "samples are 5; expected at least one batch, 1152"),
+        (["--text-samples", "5"], "text samples are 5; expected at least one batch, 1024"),
         (["--rate", "nan"], "rate is nan; expected a number above 0"),
         (["--decay", "5"], "decay is 5.0; expected a share above 0, at most 1"),
-        (["--threads", "0"], "argument --threads: got 0, expected at least 1"),
+        (["--threads", "0"], "argument --threads: got 0, expected a whole number above 0"),
     ],
 )
 def test_impossible_options_are_refused_before_anything_is_fetched(

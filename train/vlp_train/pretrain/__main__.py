@@ -8,7 +8,8 @@ from vlp_deploy.extras import load_function
 
 def main() -> None:
     """Run the command behind its extra."""
-    load_function("vlp_train.pretrain.command:main", what="pre-training")()
+    target = "vlp_train.pretrain.command:main"
+    load_function(target, what="pre-training", extra="pretrain")()
 
 
 if __name__ == "__main__":

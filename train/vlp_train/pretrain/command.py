@@ -122,7 +122,7 @@ def _parser() -> argparse.ArgumentParser:
         "--decay",
         type=float,
         default=0.4,
-        help="share of the samples while the rate falls to zero; default: %(default)s",
+        help="share of the drawings while the image tower's rate falls; default: %(default)s",
     )
     parser.add_argument(
         "--precision",
@@ -132,15 +132,15 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument(
         "--threads",
-        type=_threads,
+        type=positive,
         default=torch.get_num_threads(),
         help="default: %(default)s",
     )
     return parser
 
 
-def _threads(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"got {number}, expected at least 1")
-    return number
+def positive(text: str) -> int:
+    """A number of at least 1, as argparse takes types. Raises ArgumentTypeError."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"got {text}, expected a whole number above 0")
+    return int(text)

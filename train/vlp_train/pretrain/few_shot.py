@@ -97,7 +97,10 @@ def accuracy(setting: Setting, data: Path, name: str, options: Sequence[str]) ->
     command = [sys.executable, "-m", "vlp_deploy", *words]
     code = subprocess.run(command, check=False, stdout=subprocess.DEVNULL).returncode
     if code:
-        raise TrainingError(f"`vlp {' '.join(words)}` ended with exit code {code}")
+        raise TrainingError(
+            f"`vlp {' '.join(words)}` ended with exit code {code}. If it was started with other "
+            "options or weights, take another --output"
+        )
     metrics = PromptCheckpoint.load(folder).header.provenance["metrics"]
     return float(metrics["test"]["top1"])
 
@@ -107,17 +110,18 @@ def curve(
 ) -> dict[int, list[float]]:
     """Return accuracies by number of shots, one a seed; 0 shots is zero-shot."""
     data = load_dataset(setting.data)
-    found = {0: [accuracy(setting, setting.data, "zeroshot", _ZERO_SHOT)]}
+    name = setting.data.stem
+    found = {0: [accuracy(setting, setting.data, f"{name}-zeroshot", _ZERO_SHOT)]}
     for count in shots:
         found[count] = []
         for seed in seeds:
-            split = setting.output / f"shots-{count}-{seed}.csv"
+            split = setting.output / f"{name}-{count}-{seed}.csv"
             write_atomic(split, split_file(data, shots=count, seed=seed))
             options = [*_COOP, *CONTEXTS[setting.context]]
             options += ["--batch-size", str(len(data.class_names))]
             options += ["--seed", str(seed), "--epochs", str(epochs)]
-            name = f"{setting.context}-{count}-{seed}"
-            found[count].append(accuracy(setting, split, name, options))
+            run = f"{split.stem}-{setting.context}"
+            found[count].append(accuracy(setting, split, run, options))
             message = f"{count} styles, seed {seed}: {100 * found[count][-1]:.1f} %"
             Console(stderr=True).print(message)
     return found

@@ -30,7 +30,8 @@ from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import normalise
 from vlp_train.pretrain.evaluate import Pictures, image_features, read_captions
 from vlp_train.pretrain.leaks import on_white
-from vlp_train.pretrain.release import CONFIGURATION, load_image_tower
+from vlp_train.pretrain.release import CONFIGURATION, set_image_tower
+from vlp_train.pretrain.state import read_state
 from vlp_train.pretrain.teacher import Projection, embed
 from vlp_train.pretrain.unseen import held_out_emoji, held_out_icons
 
@@ -78,10 +79,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "openmoji": held_out_emoji(options.icons),
     }
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
+    state = read_state(options.run / "image.safetensors")
     for name, pictures in sets.items():
         classes = F.normalize(projection(embed(pictures.classes)), dim=-1)
         for kind in ("parameter", "average"):
-            load_image_tower(clip, options.run / "image.safetensors", kind)
+            set_image_tower(clip, state, kind)
             images = image_features(clip, pictures.pixels)
             top1, top5, reciprocal = figures(images, classes, pictures.labels)
             sys.stdout.write(

@@ -166,7 +166,7 @@ def train_images(
 
     Each of `threads` threads takes gradients on one core: faster than one computation on all of
     them where other programs share the machine. Optimisers use all. Raises TrainingError if the
-    loss is no number any more; the file keeps the last good step.
+    loss is no number any more; the file keeps an earlier step.
     """
     torch.set_num_threads(threads)
     start, losses = time.monotonic(), []

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import dataclass
+from typing import ClassVar
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -15,6 +16,8 @@ class Recipe:
     Raises:
         ValueError: nothing can be trained so.
     """
+
+    what: ClassVar[str] = "samples"
 
     samples: int
     batch: int
@@ -31,9 +34,9 @@ class Recipe:
     def __post_init__(self) -> None:
         if self.samples < self.batch:
             raise ValueError(
-                f"samples is {self.samples}; expected at least one batch, {self.batch}"
+                f"{self.what} are {self.samples}; expected at least one batch, {self.batch}"
             )
-        if not 0 < self.rate_share < math.inf:  # neither is NaN
+        if not 0 < self.rate_share < math.inf:  # false for NaN, too
             raise ValueError(f"rate is {self.rate_share}; expected a number above 0")
         if not 0 < self.decay_share <= 1:
             raise ValueError(f"decay is {self.decay_share}; expected a share above 0, at most 1")

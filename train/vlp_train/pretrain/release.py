@@ -3,10 +3,10 @@
     python -m vlp_train.pretrain.release --run runs/vlp-tiny --icons ICONS \
         --output runs/candidate
 
-An unfinished run is released, too, with the average of its last weights, which is better while the
-rate is high, and with another run's text tower where it has none yet (`--text`). The logit
-scale is fitted to held-out icons (`unseen`): on drawings that it knows the tower is surer than on
-others, and few shots then teach doubt alone.
+Of an unfinished tower it takes the average of the last weights, which is better while the rate is
+high, and another run's text tower where there is none yet (`--text`). The logit scale is fitted to
+held-out icons (`unseen`): on drawings that it knows the tower is surer than on others, and few
+shots then teach doubt alone.
 
 Legend: B images, K classes, D joint width.
 """
@@ -21,7 +21,6 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -38,7 +37,9 @@ from vlp_train.pretrain.evaluate import (
     read_captions,
 )
 from vlp_train.pretrain.image_tower import ImageRecipe
-from vlp_train.pretrain.text_tower import text_parameters
+from vlp_train.pretrain.recipe import Recipe
+from vlp_train.pretrain.state import StoredState, read_state
+from vlp_train.pretrain.text_tower import TextRecipe, text_parameters
 from vlp_train.pretrain.unseen import held_out_icons
 
 CONFIGURATION: dict[str, Any] = {
@@ -69,29 +70,26 @@ def fit_scale(features: Tensor, targets: Tensor, embeddings: Tensor) -> float:
     return float(_SCALES[losses.index(min(losses))])
 
 
+def finished(state: StoredState, kind: type[Recipe]) -> bool:
+    """Tell whether a state is the last one of a training by its recipe, of this kind."""
+    return state.step == kind(**state.recipe).steps
+
+
 @torch.no_grad()
-def load_image_tower(clip: Clip, checkpoint: Path, kind: str) -> None:
+def set_image_tower(clip: Clip, state: StoredState, weights: str) -> None:
     """Set the image tower to a training state's `parameter`s or to their `average`."""
-    _load(dict(clip.visual.named_parameters()), checkpoint, kind)
-
-
-def finished(checkpoint: Path) -> bool:
-    """Tell whether an image tower's training state is the last of its training."""
-    with safe_open(checkpoint, framework="pt") as file:
-        metadata = file.metadata()
-    return int(metadata["step"]) == ImageRecipe(**json.loads(metadata["recipe"])).steps
+    _set(dict(clip.visual.named_parameters()), state, weights)
 
 
 @torch.no_grad()
-def load_text_tower(clip: Clip, checkpoint: Path, kind: str) -> None:
+def set_text_tower(clip: Clip, state: StoredState, weights: str) -> None:
     """Set the text tower to a training state's `parameter`s or to their `average`."""
-    _load(dict(text_parameters(clip)), checkpoint, kind)
+    _set(dict(text_parameters(clip)), state, weights)
 
 
-def _load(parameters: dict[str, Tensor], checkpoint: Path, kind: str) -> None:
-    with safe_open(checkpoint, framework="pt") as file:
-        for name, parameter in parameters.items():
-            parameter.copy_(file.get_tensor(f"{kind}.{name}"))
+def _set(parameters: dict[str, Tensor], state: StoredState, weights: str) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(state.tensors[f"{weights}.{name}"])
 
 
 def scale_of(clip: Clip, pictures: Pictures) -> float:
@@ -120,28 +118,35 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--weights",
         choices=("parameter", "average"),
-        help="the last ones or their average; default: what suits how far the run is",
+        help="the last ones or their average; default: an average where a tower is unfinished",
     )
     parser.add_argument("--output", type=Path, required=True)
     options = parser.parse_args(arguments)
-    image, text = (
-        _there(folder / f"{tower}.safetensors", tower)
-        for folder, tower in ((options.run, "image"), (options.text or options.run, "text"))
-    )
+    image = _read(options.run / "image.safetensors", "image")
+    text = _read((options.text or options.run) / "text.safetensors", "text")
+    if image.recipe.get("data") != text.recipe.get("data"):
+        raise TrainingError(
+            f"the text tower of {options.text} learned other targets than the image tower of "
+            f"{options.run}: their joint spaces differ. Take one of the same corpus"
+        )
+    kinds = [
+        options.weights or ("parameter" if finished(state, recipe) else "average")
+        for state, recipe in ((image, ImageRecipe), (text, TextRecipe))
+    ]
     clip = Clip(ClipConfig.from_open_clip(CONFIGURATION)).eval()
-    weights = options.weights or ("parameter" if finished(image) else "average")
-    load_image_tower(clip, image, weights)
-    load_text_tower(clip, text, "parameter")
+    set_image_tower(clip, image, kinds[0])
+    set_text_tower(clip, text, kinds[1])
     scale = scale_of(clip, held_out_icons(options.icons, read_captions(options.run / "corpus")))
     write_release(clip, scale, options.output)
     sys.stdout.write(
-        f"{weights} weights, logit scale {scale:.1f}, {options.output}/weights.safetensors\n"
+        f"image tower: {kinds[0]}, text tower: {kinds[1]}, logit scale {scale:.1f}, "
+        f"{options.output}/weights.safetensors\n"
     )
 
 
-def _there(checkpoint: Path, tower: str) -> Path:
+def _read(checkpoint: Path, tower: str) -> StoredState:
     if checkpoint.is_file():
-        return checkpoint
+        return read_state(checkpoint)
     text = ", or give the folder of a run that has one with --text" if tower == "text" else ""
     raise TrainingError(
         f"{checkpoint} is missing: the run has no {tower} tower yet. Let it go on{text}"

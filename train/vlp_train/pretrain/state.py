@@ -6,6 +6,7 @@ Everything random is drawn from generators seeded by the step, so nothing else i
 import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,33 @@ from torch import Tensor
 
 from vlp_deploy.errors import TrainingError
 from vlp_deploy.files import write_atomic
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredState:
+    """What a file of `TrainingState.save` holds."""
+
+    step: int
+    recipe: dict[str, Any]
+    tensors: dict[str, Tensor]
+
+
+def read_state(path: Path) -> StoredState:
+    """Read a file of `TrainingState.save`.
+
+    Raises:
+        TrainingError: it is none, or it is damaged.
+    """
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        step, recipe = int(metadata["step"]), json.loads(metadata["recipe"])
+    except (SafetensorError, KeyError) as error:
+        raise TrainingError(
+            f"{path} is not the state of a training: {error!r}. Delete it to train this tower anew"
+        ) from error
+    return StoredState(step=step, recipe=recipe, tensors=tensors)
 
 
 class TrainingState:
@@ -69,15 +97,9 @@ class TrainingState:
         Raises:
             TrainingError: the file was written by a training with another recipe, or is damaged.
         """
-        try:
-            with safe_open(path, framework="pt") as file:
-                _check_recipe(path, json.loads(file.metadata()["recipe"]), json.loads(recipe))
-                self.step = int(file.metadata()["step"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        except SafetensorError as error:
-            raise TrainingError(
-                f"{path} is no training state: {error}. Delete it to train this tower anew"
-            ) from error
+        stored = read_state(path)
+        _check_recipe(path, stored.recipe, json.loads(recipe))
+        self.step, tensors = stored.step, stored.tensors
         for name, parameter in self.parameters.items():
             parameter.copy_(tensors[f"parameter.{name}"])
             self.average[name].copy_(tensors[f"average.{name}"])
@@ -106,6 +128,6 @@ def finite(loss: float, step: int, checkpoint: Path) -> float:
     if math.isfinite(loss):
         return loss
     raise TrainingError(
-        f"the loss at step {step} is {loss}: the training diverged. {checkpoint} keeps the last "
-        "step that was saved. Begin anew with another --output and a lower --rate"
+        f"the loss at step {step} is {loss}: the training diverged. {checkpoint} keeps the "
+        "step that was saved before. Begin anew with another --output and a lower --rate"
     )

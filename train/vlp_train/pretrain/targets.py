@@ -13,6 +13,7 @@ from safetensors.torch import load_file, save
 from torch import Tensor
 
 from vlp_deploy.classes.tokenizer import Tokenizer
+from vlp_deploy.errors import TrainingError
 from vlp_deploy.files import write_atomic
 from vlp_train.pretrain.pack import Corpus
 from vlp_train.pretrain.teacher import Projection, embed, fit_projection
@@ -31,7 +32,11 @@ class Targets:
 
 
 def make_targets(corpus: Corpus, lexicon: NounLexicon, *, width: int, path: Path) -> Targets:
-    """Embed all texts, or read them from `path` if it holds exactly these texts."""
+    """Embed all texts, or read what `path` holds of them.
+
+    Raises:
+        TrainingError: it holds other texts, to which a training may be bound.
+    """
     captions = sorted({caption for own in corpus.captions for caption in own})
     texts = texts_to_learn(captions, lexicon, Tokenizer.default())
     stored = _stored(path, texts)
@@ -62,6 +67,9 @@ def _stored(path: Path, texts: list[str]) -> dict[str, Tensor] | None:
     if not (path.exists() and names.exists()):
         return None
     if json.loads(names.read_text(encoding="utf-8")) != texts:
-        return None
+        raise TrainingError(
+            f"{path} was made for other texts than those of this corpus and these nouns. Give the "
+            "same inputs to go on with it, or another --output to begin anew"
+        )
     tensors: dict[str, Tensor] = load_file(path)
     return tensors if torch.isfinite(tensors["embeddings"]).all() else None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -26,6 +27,8 @@ START_OF_TEXT, END_OF_TEXT = 49406, 49407
 @dataclass(frozen=True, kw_only=True)
 class TextRecipe(Recipe):
     """The text tower's: `caption_share` of a batch are captions, the rest any of the texts."""
+
+    what: ClassVar[str] = "text samples"
 
     batch: int = 1024
     muon_rate: float = 2e-3
@@ -121,7 +124,7 @@ def train_text(
 ) -> None:
     """Step until the recipe is done; call `report(step, distance, texts a second)`.
 
-    Raises TrainingError if the loss is no number any more; the file keeps the last good step.
+    Raises TrainingError if the loss is no number any more; the file keeps an earlier step.
     """
     start, losses = time.monotonic(), []
     recipe = training.recipe
