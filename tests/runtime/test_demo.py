@@ -1,12 +1,15 @@
-"""What the demo accepts as agreement with PyTorch; the whole demo runs in tests/road."""
+"""What the demo needs and accepts as agreement with PyTorch; all of it runs in tests/road."""
 
 import json
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
-from vlp_deploy.commands.demo import _check_agreement
-from vlp_deploy.errors import VlpError
+from vlp_deploy.commands import demo
+from vlp_deploy.commands.demo import EXTRAS, _check_agreement, _require_extras
+from vlp_deploy.errors import MissingExtraError, VlpError
 
 
 def report(path: Path, difference: float | None) -> Path:
@@ -34,3 +37,17 @@ def test_more_than_tolerance_and_nan_stop_the_demo(
 ) -> None:
     with pytest.raises(VlpError, match="please report this"):
         _check_agreement(report(tmp_path / "bench.json", difference), 2, tolerance=0.002)
+
+
+def test_the_demo_needs_what_its_extra_installs_and_no_more(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]
+    (listed,) = project["optional-dependencies"]["demo"]
+    assert set(re.findall(r"\w+", listed.partition("[")[2])) == set(EXTRAS)
+
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "resvg_py" else object())
+    _require_extras()
+    monkeypatch.setattr(demo, "find_spec", lambda name: None if name == "torch" else object())
+    with pytest.raises(MissingExtraError, match=r"needs torch\. .*vlp-deploy\[demo\]"):
+        _require_extras()

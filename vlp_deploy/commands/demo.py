@@ -24,6 +24,7 @@ from vlp_deploy.formats.checkpoint import PromptCheckpoint
 from vlp_deploy.measuring.records import BenchReport
 from vlp_deploy.tolerance import logit_tolerance
 
+EXTRAS = ("cpu", "export", "train")  # what the extra `demo` is made of
 # CoOp's schedule for 2 shots. Rate, batch and the missing crops were chosen by accuracy on drawings
 # of the training styles that the shots left out; of two settings that tied there, this is the one
 # that begins with words, as CoOp's own for base-to-new classes does. Nine settings were tried, and
@@ -124,7 +125,7 @@ def _new_classes(bundle: Path, dataset: Dataset, names: Path, *, zero_shot: floa
 
 def _require_extras() -> None:
     for module, (package, extra) in EXTRA_MODULES.items():
-        if find_spec(module) is None:
+        if extra in EXTRAS and find_spec(module) is None:
             raise MissingExtraError(f"`vlp demo` ({extra})", needs=package, extra="demo")
 
 
