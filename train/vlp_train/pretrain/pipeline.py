@@ -16,7 +16,6 @@ from vlp_deploy.formats.architecture import ClipConfig
 from vlp_train.clip import Clip
 from vlp_train.pretrain.batches import Bank, Batches, frequencies, normalise
 from vlp_train.pretrain.corpus import Drawing, allowed_sets, clip_art, icons_of_set
-from vlp_train.pretrain.evaluate import read_captions
 from vlp_train.pretrain.fetch import Inputs
 from vlp_train.pretrain.image_tower import ImageRecipe, ImageTraining, train_images
 from vlp_train.pretrain.pack import Corpus, load_corpus, pack
@@ -54,12 +53,12 @@ def pretrain(
     """
     lexicon = read_nouns(inputs.wordnet)
     corpus = prepare_corpus(inputs, lexicon, output / "corpus")
-    held_out = held_out_icons(inputs.icons, read_captions(output / "corpus"))
     width = CONFIGURATION["embed_dim"]
     targets = make_targets(corpus, lexicon, width=width, path=output / "targets.safetensors")
     data = fingerprint(output)
     probability = drawing_weights(corpus, lexicon)
     names = targets.texts[: targets.captions]
+    held_out = held_out_icons(inputs.icons, set(names))  # now, not after hours: it may be missing
     batches = Batches(corpus, probability, names)
     torch.manual_seed(image_recipe.seed)
     clip = earlier or Clip(ClipConfig.from_open_clip(CONFIGURATION))
